@@ -1,0 +1,1 @@
+"""Bytes in, arrays out, and back to bytes: numpy only, never torch."""
