@@ -25,7 +25,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def add_chat(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    chat = commands.add_parser("chat", help="ask with words, sound, pictures, video; or interactively")
+    chat = commands.add_parser(
+        "chat", help="ask with words, sound, pictures, video; or interactively"
+    )
     chat.add_argument("parts", nargs="*", help="words, and media by path or URL, in order")
     chat.add_argument("--model", default="spark", help="spark, a folder, or a hub id")
     chat.add_argument("--speak", metavar="WAV", help="save the spoken answer here")
