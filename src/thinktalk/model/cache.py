@@ -1,0 +1,116 @@
+"""The key/value cache as a tensor layout, and the plan that says what one step does with it.
+
+Keys and values of all rows live in blocks of a fixed number of positions; a row owns a list of
+blocks (its block table), so rows of any length share one allocation (Kwon et al. 2023). The cache
+is state of the caller, passed through forward(); no module keeps any.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from thinktalk.config import DecoderConfig
+
+BLOCK_POSITIONS = 64
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """Which rows advance by which tokens.
+
+    tables: int64 [B, blocks] the block numbers of each row, in order.
+    starts: int64 [B] how many positions each row already holds.
+    lengths: int64 [B] how many of this step's T tokens are real; the padding behind them is
+        computed but never stored.
+    context: the largest starts + T of this step, known on the host so that no sync is needed.
+    """
+
+    tables: Tensor
+    starts: Tensor
+    lengths: Tensor
+    context: int
+
+    def addresses(self, num_tokens: int) -> tuple[Tensor, Tensor]:
+        """Flat cache positions: where to write [B,T] (-1 for padding), what to read [B,context]."""
+        device = self.starts.device
+        new = torch.arange(num_tokens, device=device)
+        write = self._flat(self.starts[:, None] + new).where(new < self.lengths[:, None], -1)
+        read = self._flat(torch.arange(self.context, device=device).expand(len(self.starts), -1))
+        return write, read
+
+    def mask(self, num_tokens: int) -> Tensor | None:
+        """bool [B,1,T,context]: token t of a row sees that row's positions up to its own.
+
+        None where plain causal attention (all rows start empty) or none at all (one token of one
+        row) says the same.
+        """
+        if self.context == num_tokens or (num_tokens == 1 and len(self.starts) == 1):
+            return None
+        device = self.starts.device
+        key = torch.arange(self.context, device=device)
+        query = self.starts[:, None] + torch.arange(num_tokens, device=device)
+        return (key <= query[..., None])[:, None]
+
+    def _flat(self, position: Tensor) -> Tensor:
+        block = (position // BLOCK_POSITIONS).clamp(max=self.tables.shape[1] - 1)
+        return self.tables.gather(1, block) * BLOCK_POSITIONS + position % BLOCK_POSITIONS
+
+
+class KVCache:
+    """Keys and values of every layer: [layers, blocks * BLOCK_POSITIONS + 1, K, D] each.
+
+    The last position is where padding tokens are written; nothing reads it.
+    """
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        *,
+        num_blocks: int,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+    ):
+        positions = num_blocks * BLOCK_POSITIONS + 1
+        shape = (config.num_hidden_layers, positions, config.num_key_value_heads, config.head_size)
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
+
+    def view(self, plan: StepPlan, num_tokens: int) -> "CacheView":
+        write, read = plan.addresses(num_tokens)
+        return CacheView(self, write, read)
+
+
+@dataclass(frozen=True)
+class CacheView:
+    """The cache with one step's addresses worked out, shared by all layers of that step."""
+
+    cache: KVCache
+    write: Tensor
+    read: Tensor
+
+    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores k and v [B,K,T,D] and returns each row's whole context [B,K,context,D]."""
+        keys, values = self.cache.keys[layer], self.cache.values[layer]
+        keys[self.write] = k.transpose(1, 2)
+        values[self.write] = v.transpose(1, 2)
+        return keys[self.read].transpose(1, 2), values[self.read].transpose(1, 2)
+
+
+def single_row(
+    config: DecoderConfig, *, capacity: int, dtype: torch.dtype, device: torch.device | str
+) -> tuple[KVCache, Tensor]:
+    """A cache for one row of up to `capacity` positions, and its block table [1, blocks]."""
+    num_blocks = -(-capacity // BLOCK_POSITIONS)
+    cache = KVCache(config, num_blocks=num_blocks, dtype=dtype, device=device)
+    return cache, torch.arange(num_blocks, device=device)[None]
+
+
+def row_plan(table: Tensor, *, start: int, num_tokens: int) -> StepPlan:
+    """The plan that appends `num_tokens` to a single row that holds `start` positions."""
+    return StepPlan(
+        tables=table,
+        starts=torch.tensor([start], device=table.device),
+        lengths=torch.tensor([num_tokens], device=table.device),
+        context=start + num_tokens,
+    )

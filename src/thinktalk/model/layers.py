@@ -1,0 +1,72 @@
+"""Parts shared by several networks: norm, gated feed-forward, rotary positions, attention.
+
+Shapes: B rows, T new tokens, S keys, H heads, K key/value heads, D head size.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm in float32 (Zhang & Sennrich 2019), as Qwen2 uses it."""
+
+    def __init__(self, dim: int, *, eps: float = 1e-6):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * wide.to(x.dtype)
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)) (Shazeer 2020)."""
+
+    def __init__(self, dim: int, inner: int, *, bias: bool = False):
+        super().__init__()
+        self.gate_proj = nn.Linear(dim, inner, bias=bias)
+        self.up_proj = nn.Linear(dim, inner, bias=bias)
+        self.down_proj = nn.Linear(inner, dim, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, causal: bool = False
+) -> Tensor:
+    """Scaled dot-product attention: q [B,H,T,D], k and v [B,K,S,D] -> [B,H,T,D].
+
+    mask: bool, broadcastable to [B,H,T,S], True where a query may look. Fewer key/value heads than
+    query heads are shared by equal groups.
+    """
+    assert q.shape[1] % k.shape[1] == 0, (q.shape, k.shape)
+    grouped = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped
+    )
+
+
+def rotary_frequencies(dim: int, *, theta: float, device: torch.device | None = None) -> Tensor:
+    """[dim/2] angular frequencies theta^(-2i/dim) in float32 (Su et al. 2021)."""
+    exponent = torch.arange(0, dim, 2, dtype=torch.float32, device=device) / dim
+    return theta**-exponent
+
+
+def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotates the pairs (i, i + D/2) of x [..., D] by angles given as cos and sin [..., D]."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+def split_heads(x: Tensor, head_size: int) -> Tensor:
+    """[B,T,H*D] -> [B,H,T,D]."""
+    return x.unflatten(-1, (-1, head_size)).transpose(-3, -2)
+
+
+def join_heads(x: Tensor) -> Tensor:
+    """[B,H,T,D] -> [B,T,H*D]."""
+    return x.transpose(-3, -2).flatten(-2)
