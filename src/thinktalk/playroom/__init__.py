@@ -1,0 +1,1 @@
+"""The small world that spark is trained and measured in."""
