@@ -6,6 +6,7 @@ Reads the official Qwen2.5-Omni spelling (`dim`, `rope_scaling`, ...) and what t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Self
@@ -297,10 +298,7 @@ class BigVGANConfig(_Section):
 
     @property
     def samples_per_frame(self) -> int:
-        product = 1
-        for rate in self.upsample_rates:
-            product *= rate
-        return product
+        return math.prod(self.upsample_rates)
 
 
 @dataclass(frozen=True)
@@ -357,6 +355,26 @@ class OmniConfig(_Section):
             "architectures": ["Qwen2_5OmniForConditionalGeneration"],
             "enable_audio_output": True,
         }
+
+
+@dataclass(frozen=True)
+class SpeechTokenizerConfig(_Section):
+    """Mel to codec ids and back: ours, the official encoder was never published."""
+
+    MODEL_TYPE = "thinktalk_speech_tokenizer"
+
+    mel_dim: int = 80
+    hidden_size: int = 192
+    encoder_layers: int = 4
+    decoder_layers: int = 4
+    kernel_size: int = 7
+    fsq_levels: tuple[int, ...] = (8, 5, 5, 5)
+    frames_per_code: int = 2
+    cond_dim: int = 160  # width of the voice's `cond`
+
+    @property
+    def num_codes(self) -> int:
+        return math.prod(self.fsq_levels)
 
 
 _COPIED_TO_TALKER = (

@@ -1,0 +1,74 @@
+"""The Thinker's states and text in, codec ids out, 50 a second.
+
+Shapes: B rows, T positions, E width of the Thinker's states, V codec vocabulary.
+
+Two tracks are added at every position: the reply track (a Thinker state plus the embedding of the
+text token that it saw) and the codec track (the embedding of the previous codec id). Reference:
+Qwen2.5-Omni report 2025, section 2.3; transformers modeling_qwen2_5_omni.py.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from thinktalk.config import TalkerConfig
+from thinktalk.model.cache import KVCache, StepPlan
+from thinktalk.model.decoder import Decoder
+
+
+class Talker(nn.Module):
+    def __init__(self, config: TalkerConfig):
+        super().__init__()
+        self.config = config
+        self.thinker_to_talker_proj = nn.Linear(config.embedding_size, config.hidden_size)
+        self.model = Decoder(config)
+        self.codec_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def forward(
+        self,
+        tracks: Tensor,
+        *,
+        positions: Tensor,
+        cache: KVCache | None = None,
+        plan: StepPlan | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """The two tracks' sum [B,T,E], positions [3,B,T] -> hidden states [B,T,hidden]."""
+        x = self.thinker_to_talker_proj(tracks)
+        return self.model(x, positions=positions, cache=cache, plan=plan, mask=mask)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., hidden] -> float32 [..., V]."""
+        return self.codec_head(hidden).float()
+
+    def embed_codec(self, ids: Tensor) -> Tensor:
+        """Codec ids int64 [...] -> [..., E]."""
+        return self.model.embed_tokens(ids)
+
+    def start_rows(self, voice_token: Tensor, first_reply: Tensor) -> Tensor:
+        """The two positions behind the prompt [..., 2, E]: voice and first reply row.
+
+        voice_token [..., E]: Thinker embedding of the voice's token; first_reply [..., E]: state
+        plus embedding of the first text token. Their codec track holds the pad and the start id.
+        """
+        config = self.config
+        codec = torch.tensor(
+            [config.tts_codec_pad_token_id, config.tts_codec_start_token_id],
+            device=voice_token.device,
+        )
+        return torch.stack((voice_token, first_reply), dim=-2) + self.embed_codec(codec)
+
+
+def prompt_rows(embeddings: Tensor, hidden: Tensor, media: Tensor) -> Tensor:
+    """The reply track over the Thinker's prompt [..., T, E]: states plus text embeddings.
+
+    embeddings and hidden [..., T, E]; media bool [..., T] marks the placeholders of audio, images
+    and video, where the state stands alone.
+    """
+    return hidden + embeddings.masked_fill(media[..., None], 0.0)
+
+
+def usable_codec_ids(config: TalkerConfig, *, num_codes: int, device: torch.device) -> Tensor:
+    """bool [V]: the ids that may be sampled, i.e. codes the DiT knows, and the stop ids."""
+    usable = torch.arange(config.vocab_size, device=device) < num_codes
+    usable[list(config.stop_ids)] = True
+    return usable

@@ -1,0 +1,89 @@
+"""Logits -> the next id: the reference's processors in the reference's order, batched.
+
+Order, as in transformers' generate: repetition penalty, suppression, temperature, top-k, top-p.
+No function here waits for the device. Shapes: B rows, V vocabulary.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How ids are chosen. temperature 0 is greedy; top_k 0 and top_p 1 keep everything."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise ValueError(f"temperature is {self.temperature}; use 0 (greedy) or more")
+        if self.top_k < 0:
+            raise ValueError(f"top_k is {self.top_k}; use 0 (off) or more")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}; use a value above 0 and up to 1 (off)")
+        if self.repetition_penalty <= 0:
+            raise ValueError(f"repetition_penalty is {self.repetition_penalty}; 1 turns it off")
+
+
+GREEDY = Sampling()
+OFFICIAL_SPEECH = Sampling(temperature=0.9, top_k=40, top_p=0.8, repetition_penalty=1.05)
+
+
+def choose(
+    logits: Tensor,
+    sampling: Sampling,
+    *,
+    seen: Tensor,
+    usable: Tensor | None = None,
+    uniform: Tensor,
+) -> Tensor:
+    """logits [B,V] -> ids int64 [B].
+
+    seen: bool [B,V] ids that stand in the row's history (prompt included), for the penalty.
+    usable: bool [V] or [B,V] ids that may be chosen at all.
+    uniform: float [B] one draw from [0,1) a row, see `draw`; greedy ignores it.
+    """
+    logits = logits.float()
+    if sampling.repetition_penalty != 1.0:
+        penalty = sampling.repetition_penalty
+        penalised = torch.where(logits < 0, logits * penalty, logits / penalty)
+        logits = torch.where(seen, penalised, logits)
+    if usable is not None:
+        logits = logits.masked_fill(~usable, -torch.inf)
+    if sampling.temperature == 0:
+        return logits.argmax(-1)
+    logits = logits / sampling.temperature
+    ordered, ids = logits.sort(dim=-1, descending=True, stable=True)
+    probabilities = _keep_top_p(_keep_top_k(ordered, sampling.top_k), sampling.top_p).softmax(-1)
+    # inverse transform: the first id whose cumulative probability passes the draw
+    below = probabilities.cumsum(-1) <= uniform[:, None] * probabilities.sum(-1, keepdim=True)
+    last = (probabilities > 0).sum(-1, keepdim=True) - 1
+    place = below.sum(-1, keepdim=True).minimum(last)
+    return ids.gather(-1, place)[:, 0]
+
+
+def draw(seed: int, stage: str, step: int) -> float:
+    """A uniform number in [0,1) that depends on the key alone: not on the device or the batch."""
+    digest = hashlib.blake2b(f"{seed}/{stage}/{step}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
+
+
+def _keep_top_k(ordered: Tensor, top_k: int) -> Tensor:
+    if top_k == 0 or top_k >= ordered.shape[-1]:
+        return ordered
+    # ties with the k-th value are kept, as the reference does
+    return ordered.masked_fill(ordered < ordered[:, top_k - 1 : top_k], -torch.inf)
+
+
+def _keep_top_p(ordered: Tensor, top_p: float) -> Tensor:
+    if top_p == 1.0:
+        return ordered
+    probabilities = ordered.softmax(-1)
+    before = probabilities.cumsum(-1) - probabilities
+    return ordered.masked_fill(before >= top_p, -torch.inf)
