@@ -8,6 +8,7 @@ canonical questions. A case tells *what* is said; `speech.py` and `dataset.py` s
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -253,7 +254,7 @@ def _draw(rng: np.random.Generator, task: str, split: Split) -> Case:
             text = sentence(rng)
             if task == "transcribe" and rng.random() < 0.25:
                 # `transcribe` takes any playroom speech: also questions and answers.
-                other = sample(rng, split="test", task=_pick(rng, TASKS[:10]))
+                other = _pick(rng, _closed_cases(split))
                 text = other.question if rng.random() < 0.5 else other.answer
             return write_down(task, text, phrase("dictation"))
         case "who":
@@ -365,6 +366,12 @@ def ask_time(hour: int | None, question: str) -> Case:
         return Case("tool", None, (("user", question),), TOOL_CALL, tools=(GET_TIME,))
     turns = (("user", question), ("assistant", TOOL_CALL), ("tool", NUMBERS[hour]))
     return Case("tool", None, turns, f"it is {NUMBERS[hour]} o'clock.", tools=(GET_TIME,))
+
+
+@lru_cache(maxsize=2)
+def _closed_cases(split: Split) -> tuple[Case, ...]:
+    """The finite tasks' canonical cases whose question and answer are both plain speech."""
+    return tuple(case for task in TASKS if task != "tool" for case in cases(split, task))
 
 
 def _operands(task: str) -> tuple[tuple[int, int], ...]:
