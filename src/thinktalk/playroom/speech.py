@@ -111,7 +111,9 @@ def ask(
     speed, pitch = rng.uniform(0.85, 1.2), rng.uniform(0.94, 1.07)
     if voice in FLITE_INPUTS:
         samples, _ = flite(text, voice=voice, stretch=float(pitch / speed), timed=False)
-        samples = resample(samples, source_hz=round(FLITE_HZ * pitch / 100) * 100, target_hz=INPUT_HZ)
+        samples = resample(
+            samples, source_hz=round(FLITE_HZ * pitch / 100) * 100, target_hz=INPUT_HZ
+        )
     else:
         accent = ESPEAK_ACCENTS[int(rng.choice(4, p=(0.55, 0.25, 0.1, 0.1)))]
         words_per_minute, level = round(160 * speed), round(50 + 350 * (pitch - 1.0))

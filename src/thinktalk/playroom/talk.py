@@ -377,7 +377,11 @@ def _closed_cases(split: Split) -> tuple[Case, ...]:
 def _operands(task: str) -> tuple[tuple[int, int], ...]:
     """Operand pairs whose result lies in 0..20."""
     pairs = [(a, b) for a in range(21) for b in range(21)]
-    fits = {"add": lambda a, b: a + b, "subtract": lambda a, b: a - b, "multiply": lambda a, b: a * b}
+    fits = {
+        "add": lambda a, b: a + b,
+        "subtract": lambda a, b: a - b,
+        "multiply": lambda a, b: a * b,
+    }
     return tuple((a, b) for a, b in pairs if 0 <= fits[task](a, b) <= 20)
 
 
