@@ -1,0 +1,31 @@
+"""What tests share."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """A second thread only spins on tensors as tiny as the tests'."""
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """geometry ("7b" or "3b") -> a folder with a complete tiny random checkpoint (tiny.py)."""
+    folders: dict[str, Path] = {}
+
+    def folder_of(geometry: str) -> Path:
+        if geometry not in folders:
+            from tiny import build  # imports torch, which tests of the house rules do not need
+
+            folder = tmp_path_factory.mktemp(f"tiny-{geometry}")
+            build(folder, geometry)
+            folders[geometry] = folder
+        return folders[geometry]
+
+    return folder_of
