@@ -38,7 +38,8 @@ TABLE = {
     "adapters": ("adapters", "config model", ""),
     "weights": ("weights", "config model quantize adapters", ""),
     "playroom": (
-        "playroom.__init__ playroom.speech playroom.scenes playroom.talk",
+        "playroom.__init__ playroom.words playroom.sentences playroom.speech playroom.scenes"
+        " playroom.talk playroom.dataset",
         "config media",
         "torch",
     ),
@@ -51,12 +52,12 @@ TABLE = {
     ),
     "train": (
         "train.__init__ train.trainer train.data train.losses train.stages train.voice"
-        " train.checkpoint",
+        " train.checkpoint train.recipe train.speech train.streams train.vocabulary",
         GENERATE + " generate playroom parallel adapters eval.metrics",
         "",
     ),
     "eval": (
-        "eval.__init__ eval.run eval.tasks eval.latency eval.harness",
+        "eval.__init__ eval.run eval.tasks eval.recogniser eval.latency eval.harness",
         "config media playroom generate eval.metrics",
         "",
     ),
@@ -73,7 +74,6 @@ TABLE = {
         "live.api media config",
         "torch",
     ),
-    "spark": ("spark.__init__", "", ""),
 }
 PART_OF = {file: part for part, (files, _, _) in TABLE.items() for file in files.split()}
 LAZY = {"__init__", "__main__"}  # may import everything, lazily, and are the only ones
