@@ -190,8 +190,8 @@ class _AntiAliasedSnake(torch.autograd.Function):
         rate, height, height_slope = _rate_height(alpha, beta, u.dtype)
         g = F.pad(grad, (0, blocks * BLOCK - length)).unflatten(-1, (blocks, BLOCK)) @ down.mT
         slope = (u * (2 * rate)).sin_().mul_(g)  # d sin^2(v) = sin(2v) dv
-        alpha_grad = _dot(slope, u) * (rate * height).flatten()
-        beta_grad = _dot(g, sine2) * height_slope.flatten()
+        alpha_grad = (slope * u).sum((0, 2, 3)) * (rate * height).flatten()
+        beta_grad = (g * sine2).sum((0, 2, 3)) * height_slope.flatten()
         g.addcmul_(slope, rate * height)
         _fold_ends(g, length)
         return _overlap_add(g @ up.mT, length), alpha_grad, beta_grad, None, None
@@ -208,9 +208,12 @@ def _rate_height(alpha: Tensor, beta: Tensor, dtype: torch.dtype) -> tuple[Tenso
 
 def _blocks(x: Tensor) -> Tensor:
     """[B,C,T] -> [B,C,N,BLOCK+2*HALO]: blocks with their neighbours' samples, ends repeated."""
-    filler = -x.shape[-1] % BLOCK
-    x = F.pad(x, (HALO, filler + HALO), mode="replicate")
-    return x.unfold(-1, BLOCK + 2 * HALO, BLOCK).contiguous()
+    rows, channels, length = x.shape
+    padded = x.new_empty(rows, channels, -(-length // BLOCK) * BLOCK + 2 * HALO)
+    padded[..., :HALO] = x[..., :1]
+    padded[..., HALO : HALO + length] = x
+    padded[..., HALO + length :] = x[..., -1:]
+    return padded.unfold(-1, BLOCK + 2 * HALO, BLOCK).contiguous()
 
 
 def _overlap_add(g: Tensor, length: int) -> Tensor:
@@ -248,13 +251,6 @@ def _right_ends(u: Tensor, length: int) -> list[tuple[int, int, int]]:
     starts = {block: 2 * (length - block * BLOCK) + HALO for block in range(blocks)[-2:]}
     last = starts[blocks - 1] - 1
     return [(block, start, last) for block, start in starts.items() if start < doubled]
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Sum of products per channel: [B,C,N,K] twice -> [C]."""
-    rows, channels = a.shape[:2]
-    sums = torch.bmm(a.reshape(rows * channels, 1, -1), b.reshape(rows * channels, -1, 1))
-    return sums.view(rows, channels).sum(0)
 
 
 def _bessel_i0(x: float) -> float:
