@@ -1,0 +1,1 @@
+"""Training: data and losses for every network, and the loop that runs them in resumable legs."""

@@ -1,0 +1,75 @@
+"""Loss functions over tensors: spectra of waves, flow matching, cross-entropy over many rows."""
+
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from thinktalk.media.mel import (
+    VOICE_BINS,
+    VOICE_FLOOR,
+    VOICE_HOP_SAMPLES,
+    VOICE_HZ,
+    VOICE_WINDOW_SAMPLES,
+    slaney_filters,
+)
+
+STFT_WINDOWS_SAMPLES = (4096, 2048, 1024, 512, 256, 128)
+SPECTRUM_FLOOR = 1e-3  # magnitude below which the logarithm of a spectrum stops counting
+
+
+def voice_mel(wave: Tensor) -> Tensor:
+    """24 kHz [B,n] -> natural-log mel [B,n//240,80], differentiable; equals media.mel.voice_mel."""
+    side = (VOICE_WINDOW_SAMPLES - VOICE_HOP_SAMPLES) // 2
+    padded = F.pad(wave[:, None], (side, side), mode="reflect")[:, 0]
+    magnitude = _spectrum(padded, VOICE_WINDOW_SAMPLES, VOICE_HOP_SAMPLES)
+    filters = _filters(str(wave.device))
+    return (filters @ magnitude).clamp(min=VOICE_FLOOR).log().transpose(1, 2)
+
+
+def spectral_loss(wave: Tensor, target: Tensor) -> Tensor:
+    """Multi-resolution STFT loss (Yamamoto et al. 2020): log magnitude and convergence.
+
+    wave and target [B,n]. Windows longer than the clip are left out.
+    """
+    total = wave.new_zeros(())
+    sizes = [size for size in STFT_WINDOWS_SAMPLES if size <= wave.shape[-1]]
+    for size in sizes:
+        ours, true = (_spectrum(x, size, size // 4) for x in (wave, target))
+        convergence = (ours - true).norm() / true.norm().clamp(min=SPECTRUM_FLOOR)
+        log_ours, log_true = ((x + SPECTRUM_FLOOR).log() for x in (ours, true))
+        total = total + convergence + (log_ours - log_true).abs().mean()
+    return total / len(sizes)
+
+
+def flow_matching_pair(mel: Tensor, noise: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+    """Point on the straight path from noise to mel, and its velocity (Lipman et al. 2023).
+
+    mel and noise [B,F,80], time [B] in [0,1] -> noisy mel and target velocity, both [B,F,80].
+    """
+    at = time[:, None, None]
+    return (1 - at) * noise + at * mel, mel - noise
+
+
+def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
+    """Mean of values [B,F,...] over the frames where valid [B,F] is True."""
+    weights = valid.to(values.dtype)
+    while weights.ndim < values.ndim:
+        weights = weights[..., None]
+    return (values * weights).sum() / weights.expand_as(values).sum().clamp(min=1)
+
+
+def _spectrum(wave: Tensor, size: int, hop: int) -> Tensor:
+    """[B,n] -> magnitude [B,size/2+1,frames], Hann window, no padding."""
+    window = torch.hann_window(size, device=wave.device)
+    spectrum = torch.stft(
+        wave.float(), size, hop, window=window, center=False, return_complex=True
+    )
+    power = spectrum.real.square() + spectrum.imag.square()
+    return (power + 1e-9).sqrt()  # the root needs a slope at zero
+
+
+@cache
+def _filters(device: str) -> Tensor:
+    return torch.from_numpy(slaney_filters(VOICE_BINS, VOICE_WINDOW_SAMPLES, VOICE_HZ)).to(device)

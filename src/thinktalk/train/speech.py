@@ -1,0 +1,111 @@
+"""Tasks of the speech side: speech tokenizer, DiT and vocoder, from crops of voice streams."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from thinktalk.media.mel import VOICE_HOP_SAMPLES
+from thinktalk.model.bigvgan import BigVGAN
+from thinktalk.model.speech_tokenizer import SpeechTokenizer
+from thinktalk.train.losses import spectral_loss, voice_mel
+from thinktalk.train.streams import Stream
+from thinktalk.train.trainer import to_device
+from thinktalk.train.voice import condition
+
+NUM_TEST_CROPS = 16
+
+
+def crop_starts(
+    rng: np.random.Generator, streams: list[Stream], *, frames: int, grid: int, count: int
+) -> list[tuple[int, int]]:
+    """(stream, first frame) of `count` crops, evenly over the voices, starting on the grid."""
+    chosen = rng.integers(len(streams), size=count)
+    return [
+        (int(s), int(rng.integers((streams[s].train_frames - frames) // grid)) * grid)
+        for s in chosen
+    ]
+
+
+def held_out_starts(streams: list[Stream], *, frames: int, grid: int) -> list[tuple[int, int]]:
+    """A fixed set of crops from the ends of the streams, which training never touches."""
+    starts = []
+    for number, stream in enumerate(streams):
+        first = -(-stream.train_frames // grid) * grid
+        places = np.linspace(first, len(stream.mel) - frames, NUM_TEST_CROPS // len(streams))
+        starts += [(number, int(place) // grid * grid) for place in places]
+    return starts
+
+
+class TokenizerTask:
+    """Mel -> codes -> mel: L1 on the mel and on its changes from frame to frame."""
+
+    FRAMES = 192
+
+    def __init__(self, module: SpeechTokenizer, streams: list[Stream]):
+        self.module, self.streams = module, streams
+        self.conds = torch.from_numpy(np.stack([condition(s.mel[:60000]) for s in streams]))
+
+    def batch(self, rng: np.random.Generator, size: int) -> dict[str, Any]:
+        return self._crops(crop_starts(rng, self.streams, frames=self.FRAMES, grid=1, count=size))
+
+    def loss(self, batch: dict[str, Any], progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        mel = batch["mel"]
+        quantised = self.module.quantise(self.module.latents(mel))
+        decoded = self.module.decode(quantised, batch["cond"]).float()
+        error = (decoded - mel).abs().mean()
+        change = (decoded.diff(dim=1) - mel.diff(dim=1)).abs().mean()
+        return error + 0.5 * change, {"mel": error, "change": change}
+
+    def evaluate(self) -> dict[str, float]:
+        batch = self._crops(held_out_starts(self.streams, frames=self.FRAMES, grid=1))
+        batch = to_device(batch, next(self.module.parameters()).device)
+        mel, cond = batch["mel"], batch["cond"]
+        quantised = self.module.quantise(self.module.latents(mel))
+        used = self.module.ids(quantised).unique().numel()
+        error = (self.module.decode(quantised, cond) - mel).abs().mean()
+        return {"mel": error.item(), "codes_used": float(used)}
+
+    def _crops(self, starts: list[tuple[int, int]]) -> dict[str, Any]:
+        mel = np.stack([self.streams[s].mel[f : f + self.FRAMES] for s, f in starts])
+        return {
+            "mel": torch.from_numpy(mel.astype(np.float32)),
+            "cond": self.conds[[s for s, _ in starts]],
+        }
+
+
+class VocoderTask:
+    """Mel -> wave: multi-resolution spectra and the mel of the result."""
+
+    FRAMES = 40
+
+    def __init__(self, module: BigVGAN, streams: list[Stream]):
+        self.module, self.streams = module, streams
+
+    def batch(self, rng: np.random.Generator, size: int) -> dict[str, Any]:
+        return self._crops(crop_starts(rng, self.streams, frames=self.FRAMES, grid=1, count=size))
+
+    def loss(self, batch: dict[str, Any], progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        wave = self.module(batch["mel"].transpose(1, 2)).float()
+        spectra = spectral_loss(wave, batch["wave"])
+        mel = (voice_mel(wave) - voice_mel(batch["wave"])).abs().mean()
+        return spectra + 0.5 * mel, {"spectra": spectra, "mel": mel}
+
+    def evaluate(self) -> dict[str, float]:
+        batch = self._crops(held_out_starts(self.streams, frames=self.FRAMES, grid=1))
+        batch = to_device(batch, next(self.module.parameters()).device)
+        _, figures = self.loss(batch, 1.0)
+        return {k: v.item() for k, v in figures.items()}
+
+    def _crops(self, starts: list[tuple[int, int]]) -> dict[str, Any]:
+        mels, waves = [], []
+        for s, first in starts:
+            stream, last = self.streams[s], first + self.FRAMES
+            mels.append(stream.mel[first:last])
+            waves.append(stream.wave[first * VOICE_HOP_SAMPLES : last * VOICE_HOP_SAMPLES])
+        wave = np.stack(waves).astype(np.float32) / 32768
+        return {
+            "mel": torch.from_numpy(np.stack(mels).astype(np.float32)),
+            "wave": torch.from_numpy(wave),
+        }

@@ -1,0 +1,122 @@
+"""The Thinker's task: typed and spoken questions to text, with a transcription loss on the ear."""
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from thinktalk.model.thinker import Thinker
+from thinktalk.train.conversations import IGNORED, LETTERS, Dialogues, collate, spell
+from thinktalk.train.trainer import to_device
+
+SPOKEN_SHARE = 0.6
+NUM_TEST_DIALOGUES = 64
+TRANSCRIPTION_WEIGHT = 0.5
+MASKED_FRAMES, MASKED_BINS = 12, 16  # largest masks of SpecAugment (Park et al. 2019)
+
+
+class ThinkerTask:
+    """Cross-entropy on the reply, and CTC (Graves et al. 2006) on the audio tokens.
+
+    The transcription head exists for training only: it teaches the encoder where the words are
+    long before the decoder has learned to ask.
+    """
+
+    def __init__(self, thinker: Thinker, dialogues: Dialogues, test: Dialogues):
+        width = thinker.config.text_config.hidden_size
+        head = nn.Linear(width, len(LETTERS) + 1)
+        self.module = nn.ModuleDict({"thinker": thinker, "transcription": head})
+        self.thinker, self.transcription = thinker, head
+        self.dialogues, self.test = dialogues, test
+        thinker.visual.requires_grad_(False)  # this world has no pictures yet
+
+    def batch(self, rng: np.random.Generator, size: int) -> dict[str, Any]:
+        rows = self.dialogues.spoken.rows
+        drawn = [
+            self.dialogues.heard(rows[rng.integers(len(rows))], rng)
+            if rng.random() < SPOKEN_SHARE
+            else self.dialogues.typed(rng)
+            for _ in range(size)
+        ]
+        mels = [_masked(mel, rng) for d in drawn for mel in d.mels]
+        return self._tensors(drawn, mels)
+
+    def loss(self, batch: dict[str, Any], progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        tokens = self.thinker.encode_audio(batch["mels"])
+        labels = batch["labels"]
+        learned = labels != IGNORED
+        hidden = self._hidden(batch, tokens)
+        logits = self.thinker.logits(hidden[learned])
+        text = F.cross_entropy(logits, labels[learned])
+        right = (logits.argmax(-1) == labels[learned]).float().mean()
+        figures = {"text": text, "right": right}
+        if tokens is None:
+            return text, figures
+        transcription = self._transcription_loss(tokens, batch)
+        figures["transcription"] = transcription
+        return text + TRANSCRIPTION_WEIGHT * transcription, figures
+
+    def evaluate(self) -> dict[str, float]:
+        """Teacher-forced: the share of held-out replies in which every token is right."""
+        rng = np.random.default_rng(0)
+        rows = self.test.spoken.rows[:NUM_TEST_DIALOGUES]
+        spoken = [self.test.heard(row, rng) for row in rows]
+        typed = [self.test.typed(rng) for _ in range(NUM_TEST_DIALOGUES)]
+        figures = {}
+        for name, drawn in (("spoken", spoken), ("typed", typed)):
+            batch = self._tensors(drawn, [mel for d in drawn for mel in d.mels])
+            batch = to_device(batch, self.thinker.lm_head.weight.device)
+            hidden = self._hidden(batch, self.thinker.encode_audio(batch["mels"]))
+            right = self.thinker.logits(hidden).argmax(-1) == batch["labels"]
+            right |= batch["labels"] == IGNORED
+            figures[name] = right.all(1).float().mean().item()
+        return figures
+
+    def _hidden(self, batch: dict[str, Any], tokens: Tensor | None) -> Tensor:
+        ids = batch["ids"]
+        embeddings = self.thinker.embed_prompt(ids, audio=tokens, images=None, videos=None)
+        positions = torch.arange(ids.shape[1], device=ids.device).expand(3, *ids.shape)
+        return self.thinker(embeddings, positions=positions)
+
+    def _transcription_loss(self, tokens: Tensor, batch: dict[str, Any]) -> Tensor:
+        scores = self.transcription(tokens).float().log_softmax(-1)
+        by_clip = scores.split(batch["clip_tokens"].tolist())
+        padded = nn.utils.rnn.pad_sequence(list(by_clip))
+        return F.ctc_loss(
+            padded,
+            batch["spelled"],
+            batch["clip_tokens"],
+            batch["spelled_lengths"],
+            zero_infinity=True,
+        )
+
+    def _tensors(self, drawn: list[Any], mels: list[np.ndarray]) -> dict[str, Any]:
+        spelled = [spell(text) for d in drawn for text in d.transcripts]
+        audio_id = self.thinker.config.audio_token_index
+        clip_tokens = [n for d in drawn for n in _runs(d.ids == audio_id)]
+        return collate(drawn, pad_id=self.thinker.config.pad_token_id) | {
+            "mels": [torch.from_numpy(mel) for mel in mels],
+            "clip_tokens": torch.tensor(clip_tokens),
+            "spelled": torch.tensor([letter for s in spelled for letter in s]),
+            "spelled_lengths": torch.tensor([len(s) for s in spelled]),
+        }
+
+
+def _runs(marks: np.ndarray) -> list[int]:
+    """Lengths of the runs of True."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([0], marks.astype(np.int8), [0]))))
+    return (edges[1::2] - edges[::2]).tolist()
+
+
+def _masked(mel: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The mel with one random band of time and one of frequency silenced."""
+    mel = mel.copy()
+    for axis, largest in ((1, MASKED_FRAMES), (0, MASKED_BINS)):
+        width = int(rng.integers(largest + 1))
+        first = int(rng.integers(max(1, mel.shape[axis] - width)))
+        place = (slice(None), slice(first, first + width)) if axis else slice(first, first + width)
+        mel[place] = mel.min()
+    return mel
+
