@@ -18,8 +18,8 @@ GENERATE = "config media model sampling weights"
 TABLE = {
     "config": ("config", "", ""),
     "media": (
-        "media.__init__ media.source media.decode media.encode media.mel media.image media.video"
-        " media.tokenizer media.chat media.prompt",
+        "media.__init__ media.source media.decode media.encode media.mel media.image media.film"
+        " media.video media.tokenizer media.chat media.prompt",
         "config",
         "torch",
     ),

@@ -63,7 +63,7 @@ def log_frames(samples: Floats) -> Floats:
     """
     assert samples.dtype == np.float32 and len(samples) >= EAR_WINDOW_SAMPLES, samples.shape
     frames = sliding_window_view(samples, EAR_WINDOW_SAMPLES)[::EAR_HOP_SAMPLES]
-    filters = _slaney_filters(EAR_BINS, EAR_WINDOW_SAMPLES, EAR_HZ)
+    filters = slaney_filters(EAR_BINS, EAR_WINDOW_SAMPLES, EAR_HZ)
     window = _hann(EAR_WINDOW_SAMPLES)
     out = np.empty((EAR_BINS, len(frames)), np.float32)
     for start in range(0, len(frames), FRAMES_AT_A_TIME):
@@ -87,7 +87,7 @@ def voice_mel(wave: Floats) -> Floats:
     edge = (VOICE_WINDOW_SAMPLES - VOICE_HOP_SAMPLES) // 2
     samples = np.pad(wave, edge, mode="reflect")
     frames = sliding_window_view(samples, VOICE_WINDOW_SAMPLES)[::VOICE_HOP_SAMPLES]
-    filters = _slaney_filters(VOICE_BINS, VOICE_WINDOW_SAMPLES, VOICE_HZ)
+    filters = slaney_filters(VOICE_BINS, VOICE_WINDOW_SAMPLES, VOICE_HZ)
     window = _hann(VOICE_WINDOW_SAMPLES)
     out = np.empty((num_frames, VOICE_BINS), np.float32)
     for start in range(0, num_frames, FRAMES_AT_A_TIME):
@@ -120,7 +120,7 @@ def _hann(length: int) -> Floats:
 
 
 @cache
-def _slaney_filters(num_bins: int, window_samples: int, rate_hz: int) -> Floats:
+def slaney_filters(num_bins: int, window_samples: int, rate_hz: int) -> Floats:
     """Triangles of unit area in Hz, evenly spaced on Slaney's scale from 0 to half the rate."""
     top = _slaney_mel(rate_hz / 2)
     edges = _slaney_hz(np.linspace(0.0, top, num_bins + 2))
