@@ -165,7 +165,9 @@ def clip_span(track: Track, count: int, units_per_second: int) -> tuple[Tensor, 
     index = torch.arange(track.num_patches, track.num_patches + count)
     pair, place = index // (rows * columns), index % (rows * columns)
     # the reference computes times in float32 and cuts them, so rounding decides some of them
-    time = (pair.float() * torch.tensor(track.seconds_per_pair) * units_per_second).long()
+    time = (
+        pair.float() * torch.tensor(track.seconds_per_pair, dtype=torch.float32) * units_per_second
+    ).long()
     span = torch.stack((time, place // columns, place % columns)) + track.base
     end = max(int(time[-1]), rows - 1, columns - 1) + 1
     return span, replace(track, next=track.base + end, num_patches=track.num_patches + count)
