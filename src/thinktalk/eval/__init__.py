@@ -1,0 +1,1 @@
+"""Measuring what the system claims, on cases it has never met."""
