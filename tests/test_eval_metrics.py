@@ -19,7 +19,7 @@ RATE = 24_000
 def buzz(hz: float, seconds: float = 0.6) -> np.ndarray:
     """A voice-like tone: ten harmonics of falling strength."""
     t = np.arange(int(seconds * RATE)) / RATE
-    return sum(0.3 / k * np.sin(2 * np.pi * hz * k * t) for k in range(1, 11))
+    return np.sum([0.3 / k * np.sin(2 * np.pi * hz * k * t) for k in range(1, 11)], axis=0)
 
 
 def test_normalise_removes_case_marks_and_spaces() -> None:

@@ -152,7 +152,7 @@ def test_whole_suite_ticks_as_often_as_it_says(monkeypatch: pytest.MonkeyPatch) 
 
     def fake(name: str) -> Callable[..., Any]:
         def measure(model: Any, *, cases: int, tick: Callable[[], Any], **_: Any) -> Any:
-            for _ in range(cases):
+            for _step in range(cases):
                 steps.append(name)
                 tick()
             yield tasks.Row(name, name, cases, 1.0)

@@ -19,7 +19,7 @@ import torch
 
 from thinktalk.eval.metrics import exact, pitch, pitch_agreement
 from thinktalk.eval.recogniser import Recogniser, heard_error_rate
-from thinktalk.generate import generate
+from thinktalk.generate import Answer, generate
 from thinktalk.media.mel import voice_mel
 from thinktalk.playroom import dataset, speech, talk
 from thinktalk.playroom.talk import Case
@@ -30,7 +30,7 @@ TYPED_TASKS = tuple(task for task in talk.TASKS if task not in HEARD_TASKS)
 ANSWER_TASKS = tuple(task for task in TYPED_TASKS if task not in ("repeat", "pace"))
 PACE_GOAL = 1.4
 # The longest answer counts from zero to twenty: a model that does not stop is cut here.
-LIMITS = {"max_text_tokens": 160, "max_codec_ids": 1000}
+MAX_TEXT_TOKENS, MAX_CODEC_IDS = 160, 1000
 KEPT_MISSES = 10  # wrong answers written into the results, per row
 
 Tick = Callable[[], Any]
@@ -63,13 +63,8 @@ def answers(model: Any, *, cases: int, seed: int, voices: str | None, tick: Tick
         # The same seed draws the same questions for every kind of voice.
         case = talk.sample(np.random.default_rng([seed, number]), split="test", task=task)
         rng = np.random.default_rng([seed, number, 1])
-        said = generate(
-            model,
-            messages_of(case, rng=rng, voices=voices),
-            speak=False,
-            tools=tools_of(case),
-            **LIMITS,
-        ).text
+        messages = messages_of(case, rng=rng, voices=voices)
+        said = reply(model, messages, case=case).text
         right[task].append(exact(said, case.answer))
         if not right[task][-1]:
             asked = case.heard or case.question
@@ -97,15 +92,7 @@ def reply_speech(model: Any, *, cases: int, seed: int, voice: str, tick: Tick) -
         rng = np.random.default_rng([seed, number])
         task = "repeat" if number % 2 == 0 else ANSWER_TASKS[number // 2 % len(ANSWER_TASKS)]
         case = _with_speech(rng, task)
-        said = generate(
-            model,
-            messages_of(case),
-            voice=voice,
-            speak=True,
-            seed=seed,
-            tools=tools_of(case),
-            **LIMITS,
-        )
+        said = reply(model, messages_of(case), case=case, voice=voice, seed=seed)
         own, flite = said.audio, speech.speak(case.speech, voice=voice)
         wanted.append(case.speech)
         longer.append(len(own) / said.sample_rate / (len(flite) / speech.REPLY_HZ))
@@ -142,7 +129,7 @@ def pace(model: Any, *, cases: int, seed: int, voice: str, tick: Tick) -> Iterat
         for word, stretch in talk.STRETCH.items():
             question = talk.PHRASES[word][0].format(a=text)
             messages = [{"role": "user", "content": question}]
-            said = generate(model, messages, voice=voice, speak=True, seed=seed, **LIMITS)
+            said = reply(model, messages, voice=voice, seed=seed)
             lengths.append(len(said.audio))
             flites.append(len(speech.speak(text, voice=voice, stretch=stretch)))
         ratios.append(lengths[0] / max(lengths[1], 1))
@@ -189,8 +176,25 @@ def messages_of(
     return messages
 
 
-def tools_of(case: Case) -> list[dict] | None:
-    return list(case.tools) if case.tools else None
+def reply(
+    model: Any,
+    messages: list[dict[str, Any]],
+    *,
+    case: Case | None = None,
+    voice: str | None = None,
+    seed: int = 0,
+) -> Answer:
+    """The model's answer with the case's tools, aloud where a voice is given."""
+    return generate(
+        model,
+        messages,
+        voice=voice or next(iter(speech.REPLY_VOICES)),
+        speak=voice is not None,
+        tools=case.tools if case else None,
+        seed=seed,
+        max_text_tokens=MAX_TEXT_TOKENS,
+        max_codec_ids=MAX_CODEC_IDS,
+    )
 
 
 def _with_speech(rng: np.random.Generator, task: str) -> Case:

@@ -3,6 +3,8 @@
 The lists are binding (outsiders write test cases from them). Nothing here is random.
 """
 
+from collections.abc import Sequence
+
 COLOURS = ("red", "green", "blue", "yellow", "orange", "purple", "black", "white")
 SHAPES = ("circle", "square", "triangle", "star", "heart", "cross")
 PLURALS = {shape: shape + ("es" if shape == "cross" else "s") for shape in SHAPES}
@@ -62,7 +64,7 @@ FUNCTION_WORDS = (
 )  # fmt: skip
 
 
-def with_articles(words: list[str]) -> list[str]:
+def with_articles(words: Sequence[str]) -> list[str]:
     """The words with every "a" / "an" made to fit the word that follows."""
     fitted = list(words)
     for here, following in zip(range(len(words)), words[1:], strict=False):
