@@ -1,0 +1,403 @@
+"""Codec ids and a voice in, mel out: a flow-matching transformer and its ODE sampler.
+
+Shapes: B rows, n codec ids, T = repeats * n mel frames, M mel bands, D hidden size, H heads;
+N blocks of S frames. Attention never leaves the block of a frame, except that a few layers also
+see the block before and one sees the block after, so that sound can be rendered as ids arrive.
+A state of the ODE is a mel; time runs from 0 (noise) to 1. Reference: transformers
+modeling_qwen2_5_omni.py; the shape of the network is F5-TTS (Chen et al. 2024).
+"""
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from thinktalk.config import DiTConfig
+from thinktalk.model.layers import attend, join_heads, rotary_frequencies, split_heads
+from thinktalk.model.speaker import Ecapa
+
+Solver = Literal["euler", "rk4"]
+NUM_TIME_FREQUENCIES = 128
+NORM_EPS = 1e-6
+
+
+class DiT(nn.Module):
+    def __init__(self, config: DiTConfig):
+        super().__init__()
+        self.config = config
+        self.time_embed = TimeEmbedding(config.hidden_size)
+        table = nn.Embedding(config.num_embeds + 1, config.emb_dim)
+        self.text_embed = nn.ModuleDict({"codec_embed": table})
+        self.input_embed = InputEmbedding(config)
+        self.rotary_embed = Rotary(config)
+        self.transformer_blocks = nn.ModuleList(
+            Layer(
+                config, back=i in config.look_backward_layers, ahead=i in config.look_ahead_layers
+            )
+            for i in range(config.num_hidden_layers)
+        )
+        self.norm_out = _modulation(config.hidden_size, 2)
+        self.proj_out = nn.Linear(config.hidden_size, config.mel_dim)
+
+    def forward(
+        self,
+        mel: Tensor,
+        *,
+        times: Tensor,
+        codes: Tensor,
+        cond: Tensor,
+        ref_mel: Tensor,
+        drop: Tensor | None = None,
+        lengths: Tensor | None = None,
+    ) -> Tensor:
+        """The velocity, for training: noisy mel [B,T,M] at times [B] -> [B,T,M].
+
+        codes int64 [B,n], cond [B,enc_emb_dim], ref_mel [B,T',M]. drop: bool [B], rows that are
+        trained without codes and voice (for guidance). lengths: int64 [B] codec ids of each row;
+        what stands after them is padding, which valid frames never see.
+        """
+        if drop is not None:
+            codes = codes.masked_fill(drop[:, None], 0)
+            cond = cond.masked_fill(drop[:, None], 0.0)
+            ref_mel = ref_mel.masked_fill(drop[:, None, None], 0.0)
+        context = self.context(codes, self.input_embed.voice(cond, ref_mel))
+        frames = None if lengths is None else lengths * self.config.repeats
+        layout = self.layout(*mel.shape[:2], lengths=frames)
+        return self.velocity(mel, context, self.modulations(times), layout)[0]
+
+    @torch.no_grad()
+    def sample(
+        self,
+        codes: Tensor,
+        *,
+        cond: Tensor,
+        ref_mel: Tensor,
+        noise: Tensor,
+        schedule: "Schedule",
+        lengths: Tensor | None = None,
+    ) -> Tensor:
+        """The reference's sampler over whole utterances: codes [B,n], noise [B,T,M] -> mel [B,T,M].
+
+        cond [1 or B,enc_emb_dim], ref_mel [1 or B,T',M]; lengths as in forward. Every frame depends
+        on ids far ahead, because each evaluation looks one block further.
+        """
+        rows, frames = noise.shape[:2]
+        assert frames == codes.shape[1] * self.config.repeats, (noise.shape, codes.shape)
+        voice = self.voice(cond, ref_mel, branches=schedule.branches)
+        context = self.branch_context(codes, voice.expand(rows, -1, -1))
+        if lengths is not None:
+            lengths = (lengths * self.config.repeats).repeat_interleave(schedule.branches)
+        layout = self.layout(len(context), frames, lengths=lengths)
+        return self.solve(noise, context, layout, schedule)[0]
+
+    # ---- constants of a voice, an utterance, a schedule
+
+    def voice(self, cond: Tensor, ref_mel: Tensor, *, branches: int) -> Tensor:
+        """What the voice adds to every frame [B,branches,D]; the second branch has no voice."""
+        conds = torch.stack([cond, torch.zeros_like(cond)][:branches], dim=1)
+        mels = torch.stack([ref_mel, torch.zeros_like(ref_mel)][:branches], dim=1)
+        voices = self.input_embed.voice(conds.flatten(0, 1), mels.flatten(0, 1))
+        return voices.unflatten(0, (-1, branches))
+
+    def context(self, codes: Tensor, voice: Tensor) -> Tensor:
+        """What codes [B,n] and voice [B,D] add to the input of every frame: [B,T,D]."""
+        embeddings = self.text_embed["codec_embed"](codes)
+        context = self.input_embed.codes(embeddings) + voice[:, None]
+        return context.repeat_interleave(self.config.repeats, dim=1)
+
+    def branch_context(self, codes: Tensor, voice: Tensor) -> Tensor:
+        """codes [B,n], voice [B,branches,D] -> [B*branches,T,D]; the second branch has code 0."""
+        branches = voice.shape[1]
+        codes = torch.stack([codes, torch.zeros_like(codes)][:branches], dim=1)
+        return self.context(codes.flatten(0, 1), voice.flatten(0, 1))
+
+    def modulations(self, times: Tensor) -> "Modulations":
+        """times [K] -> all that the network needs to know of them."""
+        time = F.silu(self.time_embed(times))
+        norms = [*(layer.attn_norm for layer in self.transformer_blocks), self.norm_out]
+        return [norm["linear"](time)[:, None, None] for norm in norms]
+
+    @torch.no_grad()
+    def schedule(
+        self, solver: Solver, *, num_points: int = 10, guidance: float = 0.5, sway: float = -1.0
+    ) -> "Schedule":
+        """When the solver evaluates the velocity, with all modulations computed.
+
+        num_points >= 2 times from 0 to 1, moved towards 0 by `sway` (0 leaves them equidistant).
+        guidance: how far the velocity is moved away from that of the branch without codes and
+        voice; at 0 that branch is not computed.
+        """
+        points = torch.linspace(0, 1, num_points, device=self.proj_out.weight.device)
+        points = points + sway * (torch.cos(torch.pi / 2 * points) - 1 + points)
+        starts, steps = points[:-1], points.diff()
+        within = [starts, starts + steps / 3, starts + steps * 2 / 3, points[1:]]
+        times = torch.stack(within, dim=1).flatten() if solver == "rk4" else starts
+        modulations = self.modulations(times)
+        each = [[values[i : i + 1] for values in modulations] for i in range(len(times))]
+        return Schedule(solver, steps.tolist(), each, guidance, 2 if guidance >= 1e-5 else 1)
+
+    def layout(
+        self,
+        rows: int,
+        frames: int,
+        *,
+        lengths: Tensor | None = None,
+        first: Tensor | None = None,
+        has_past: Tensor | None = None,
+    ) -> "Layout":
+        """Which frames exist and see each other. lengths: int64 [B] frames that exist per row;
+        first: int64 [B] position of the first frame; has_past: bool [B] whether the look-back
+        layers will be given the block before the first."""
+        size, device = self.config.block_size, self.proj_out.weight.device
+        blocks = -(-frames // size)
+        place = torch.arange(blocks * size, device=device)
+        if lengths is None:
+            lengths = torch.full((rows,), frames, device=device)
+        valid = (place < lengths[:, None]).view(rows, blocks, size)
+        beyond = torch.zeros_like(valid[:, :1])
+        before = beyond if has_past is None else has_past[:, None, None].expand_as(beyond)
+        # a block that is padding altogether looks at itself: a softmax over nothing is NaN
+        own = valid | ~valid.any(-1, keepdim=True)
+        back = _pairs(torch.cat((before, own), dim=1))
+        ahead = own, torch.cat((valid[:, 1:], beyond), dim=1)
+        masks = own, back, torch.cat(ahead, dim=2)
+        positions = place.view(1, blocks, size)
+        if first is not None:
+            positions = positions + first[:, None, None]
+        masks = [mask.flatten(0, 1)[:, None, None] for mask in masks]
+        return Layout(*masks, *self.rotary_embed(positions))
+
+    # ---- the network
+
+    @property
+    def carry_shape(self) -> tuple[int, int]:
+        """Keys beside values of one block: frames, 2*H*head_dim."""
+        inner = self.config.num_attention_heads * self.config.head_dim
+        return self.config.block_size, 2 * inner
+
+    def solve(
+        self,
+        noise: Tensor,
+        context: Tensor,
+        layout: "Layout",
+        schedule: "Schedule",
+        *,
+        past: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """From noise [B,T,M] to mel [B,T,M], with context [B*branches,T,D].
+
+        Also returns what the next block will need of the first one: its keys and values in every
+        evaluation [B*branches,evaluations,L,S,2*H*head_dim], see velocity; past: the same of the
+        block before the first.
+        """
+        seen: list[Tensor] = []
+
+        def slope(y: Tensor) -> Tensor:
+            number = len(seen)
+            before = None if past is None else past[:, number]
+            y = y.repeat_interleave(schedule.branches, dim=0)
+            v, first = self.velocity(y, context, schedule.modulations[number], layout, before)
+            seen.append(first)
+            if schedule.branches == 1:
+                return v
+            with_codes, without = v.unflatten(0, (-1, 2)).unbind(1)
+            return with_codes + (with_codes - without) * schedule.guidance
+
+        y = noise
+        for d in schedule.steps:
+            if schedule.solver == "euler":
+                y = y + d * slope(y)
+            else:  # Runge-Kutta of order 4, the 3/8 rule
+                k1 = slope(y)
+                k2 = slope(y + d * k1 / 3)
+                k3 = slope(y + d * (k2 - k1 / 3))
+                k4 = slope(y + d * (k1 - k2 + k3))
+                y = y + d * (k1 + 3 * (k2 + k3) + k4) / 8
+        return y, torch.stack(seen, dim=1)
+
+    def velocity(
+        self,
+        mel: Tensor,
+        context: Tensor,
+        modulations: "Modulations",
+        layout: "Layout",
+        past: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """mel [B,T,M], context [B,T,D] -> velocity [B,T,M], and the keys and values of the first
+        block in the L look-back layers [B,L,S,2*H*head_dim]; past: the same of the block before.
+        """
+        frames, size = mel.shape[1], self.config.block_size
+        x = F.pad(self.input_embed.mel(mel) + context, (0, 0, 0, -frames % size))
+        x = x.unflatten(1, (-1, size))  # [B,N,S,D]
+        seen: list[Tensor] = []
+        for index, layer in enumerate(self.transformer_blocks):
+            looks_back = index in self.config.look_backward_layers
+            before = past[:, len(seen)] if looks_back and past is not None else None
+            x, first = layer(x, modulations[index], layout, before)
+            seen += [first] if looks_back else []
+        scale, shift = modulations[-1].chunk(2, dim=-1)
+        x = torch.addcmul(shift, _norm(x), 1 + scale)
+        none = x.new_empty(len(x), 0, *self.carry_shape)
+        carry = torch.stack(seen, dim=1) if seen else none
+        return self.proj_out(x).flatten(1, 2)[:, :frames], carry
+
+
+# Per layer six vectors and at the end two, side by side: each tensor [K,1,1,6*D or 2*D], for K
+# times (one, or one per row).
+Modulations = list[Tensor]
+
+
+class Schedule(NamedTuple):
+    solver: Solver
+    steps: list[float]  # lengths of the steps; their sum is 1
+    modulations: list[Modulations]  # of every evaluation: one a step for euler, four for rk4
+    guidance: float
+    branches: int  # 2 with guidance, 1 without
+
+
+class Layout(NamedTuple):
+    """Masks [B*N,1,1,keys], True where a key exists, and rotary angles [1 or B,N,S,head_dim/2]."""
+
+    own: Tensor
+    back: Tensor
+    ahead: Tensor
+    cos: Tensor
+    sin: Tensor
+
+
+class Layer(nn.Module):
+    """Attention and feed-forward, each between a modulated norm and a gate (AdaLN-Zero)."""
+
+    def __init__(self, config: DiTConfig, *, back: bool, ahead: bool):
+        super().__init__()
+        dim, inner = config.hidden_size, config.ff_mult * config.hidden_size
+        self.attn_norm = _modulation(dim, 6)
+        self.attn = Attention(config, back=back, ahead=ahead)
+        up, down = nn.Linear(dim, inner), nn.Linear(inner, dim)
+        parts = up, nn.GELU(approximate="tanh"), nn.Identity(), down
+        self.ff = nn.ModuleDict({"ff": nn.Sequential(*parts)})
+
+    def forward(
+        self, x: Tensor, modulation: Tensor, layout: Layout, past: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """x [B,N,S,D], modulation [1 or B,1,1,6*D]; past and the second result: see Attention."""
+        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = modulation.chunk(6, dim=-1)
+        y, first = self.attn(torch.addcmul(shift_a, _norm(x), 1 + scale_a), layout, past)
+        x = torch.addcmul(x, gate_a, y)
+        y = self.ff["ff"](torch.addcmul(shift_f, _norm(x), 1 + scale_f))
+        return torch.addcmul(x, gate_f, y), first
+
+
+class Attention(nn.Module):
+    """Within blocks; with `back` also to the block before, with `ahead` to the block after."""
+
+    def __init__(self, config: DiTConfig, *, back: bool, ahead: bool):
+        super().__init__()
+        inner = config.num_attention_heads * config.head_dim
+        self.to_q = nn.Linear(config.hidden_size, inner)
+        self.to_k = nn.Linear(config.hidden_size, inner)
+        self.to_v = nn.Linear(config.hidden_size, inner)
+        self.to_out = nn.Sequential(nn.Linear(inner, config.hidden_size))
+        self.head_dim = config.head_dim
+        self.back, self.ahead = back, ahead
+        if back and ahead:
+            raise ValueError("config.json: a layer of the DiT may look back or ahead, not both")
+
+    def forward(self, x: Tensor, layout: Layout, past: Tensor | None) -> tuple[Tensor, Tensor]:
+        """x [B,N,S,D]; past: keys beside values of the block before the first [B,S,2*H*head_dim],
+        only with `back`. Returns x's shape, and keys beside values of the first block."""
+        q = rotate_first_head(self.to_q(x), layout)
+        kv = torch.cat((rotate_first_head(self.to_k(x), layout), self.to_v(x)), dim=-1)
+        first, mask = kv[:, 0], layout.own
+        if self.back:
+            before = torch.zeros_like(first) if past is None else past
+            kv, mask = _pairs(torch.cat((before[:, None], kv), dim=1)), layout.back
+        elif self.ahead:
+            beyond = torch.zeros_like(kv[:, :1])
+            kv, mask = _pairs(torch.cat((kv, beyond), dim=1)), layout.ahead
+        heads = (split_heads(t.flatten(0, 1), self.head_dim) for t in (q, *kv.chunk(2, dim=-1)))
+        y = attend(*heads, mask=mask)  # [B*N,H,S,head_dim]
+        return self.to_out(join_heads(y).view_as(q)), first
+
+
+class TimeEmbedding(nn.Module):
+    """Times [K] -> [K,D]: sines and cosines of 1000 t, then two linears."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        first = nn.Linear(2 * NUM_TIME_FREQUENCIES, dim)
+        self.time_mlp = nn.Sequential(first, nn.SiLU(), nn.Linear(dim, dim))
+
+    def forward(self, times: Tensor) -> Tensor:
+        order = torch.arange(NUM_TIME_FREQUENCIES, dtype=torch.float32, device=times.device)
+        frequencies = torch.exp(order * -(math.log(10000) / (NUM_TIME_FREQUENCIES - 1)))
+        angles = 1000 * times.float()[:, None] * frequencies
+        waves = torch.cat((angles.sin(), angles.cos()), dim=-1)
+        return self.time_mlp(waves.to(next(self.parameters()).dtype))
+
+
+class InputEmbedding(nn.Module):
+    """One linear over [noisy mel | speaker | codec id | cond], taken apart.
+
+    Only the noisy mel changes from one evaluation to the next.
+    """
+
+    def __init__(self, config: DiTConfig):
+        super().__init__()
+        self.widths = config.mel_dim, config.enc_dim, config.emb_dim, config.enc_emb_dim
+        self.proj = nn.Linear(sum(self.widths), config.hidden_size)
+        self.spk_encoder = Ecapa(config)
+
+    def mel(self, mel: Tensor) -> Tensor:
+        return F.linear(mel, self.proj.weight.split(self.widths, dim=1)[0])
+
+    def codes(self, embeddings: Tensor) -> Tensor:
+        return F.linear(embeddings, self.proj.weight.split(self.widths, dim=1)[2])
+
+    def voice(self, cond: Tensor, ref_mel: Tensor) -> Tensor:
+        """cond [B,enc_emb_dim], ref_mel [B,T',M] -> [B,D]."""
+        _, speaker, _, extra = self.proj.weight.split(self.widths, dim=1)
+        return F.linear(self.spk_encoder(ref_mel), speaker, self.proj.bias) + F.linear(cond, extra)
+
+
+class Rotary(nn.Module):
+    """The frequencies are stored in official checkpoints (rounded), so they are a real buffer."""
+
+    inv_freq: Tensor
+
+    def __init__(self, config: DiTConfig):
+        super().__init__()
+        frequencies = rotary_frequencies(config.head_dim, theta=config.rope_theta)
+        self.register_buffer("inv_freq", frequencies)
+
+    def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        angles = positions[..., None].float() * self.inv_freq.float()
+        return angles.cos(), angles.sin()
+
+
+def rotate_first_head(x: Tensor, layout: Layout) -> Tensor:
+    """x [B,N,S,H*head_dim]: head 0 is rotated by interleaved pairs, the others have no positions.
+
+    Its pairs come out as two halves, which is the same to a product of a query and a key.
+    """
+    width = 2 * layout.cos.shape[-1]
+    cos, sin = layout.cos.to(x.dtype), layout.sin.to(x.dtype)
+    even, odd = x[..., 0:width:2], x[..., 1:width:2]
+    rotated = even * cos - odd * sin, odd * cos + even * sin
+    return torch.cat((*rotated, x[..., width:]), dim=-1)
+
+
+def _pairs(x: Tensor) -> Tensor:
+    """Every block with the one after it: [B,N+1,S,...] -> [B,N,2S,...]."""
+    return torch.cat((x[:, :-1], x[:, 1:]), dim=2)
+
+
+def _norm(x: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], eps=NORM_EPS)
+
+
+def _modulation(dim: int, count: int) -> nn.ModuleDict:
+    """From a time to `count` vectors side by side, under its official name."""
+    return nn.ModuleDict({"linear": nn.Linear(dim, count * dim)})
