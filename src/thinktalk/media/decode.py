@@ -165,10 +165,12 @@ def container(opened: Opened, noun: str) -> Iterator[InputContainer]:
     """Open a sound or film; nested files (playlists) are never followed."""
     with translated(opened, noun):
         opened.file.seek(0)
-        with av.open(
-            opened.file, metadata_errors="ignore", options={"protocol_whitelist": ""}
-        ) as c:
-            yield c
+        closed = {"protocol_whitelist": ""}
+        media = av.open(opened.file, "r", metadata_errors="ignore", options=closed)
+        try:
+            yield media
+        finally:
+            media.close()
 
 
 def read_sound(

@@ -29,7 +29,7 @@ BLOCK_PIXELS = 32  # output pixels per matrix product: wide enough for BLAS, nar
 
 
 @dataclass(frozen=True)
-class MediaLimits:
+class Processor:
     """What a checkpoint accepts of pictures and videos; the defaults are the official ones.
 
     Pixel counts are per picture or per video frame, after resizing.
@@ -50,7 +50,7 @@ class MediaLimits:
     image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
 
     @classmethod
-    def from_folder(cls, folder: str | Path) -> MediaLimits:
+    def from_folder(cls, folder: str | Path) -> Processor:
         """Read preprocessor_config.json, or transformers 5's processor_config.json beside it."""
         section: dict[str, Any] = {}
         for name in ("processor_config.json", "preprocessor_config.json"):
@@ -61,7 +61,7 @@ class MediaLimits:
         return cls.from_dict(section)
 
     @classmethod
-    def from_dict(cls, section: Mapping[str, Any]) -> MediaLimits:
+    def from_dict(cls, section: Mapping[str, Any]) -> Processor:
         """Read the official spelling (`min_pixels`) or that of transformers (`size`).
 
         The file belongs to transformers, so keys that we do not know are left alone. The limits of
@@ -129,43 +129,52 @@ def target_size(
     return h, w
 
 
-def image_size(image: Bytes, *, limits: MediaLimits) -> tuple[int, int]:
-    """Return the (h, w) at which the model sees a picture [H,W,3]."""
+def image_size(
+    height: int,
+    width: int,
+    *,
+    processor: Processor,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+) -> tuple[int, int]:
+    """Return the (h, w) at which the model sees a picture; the limits may be overridden."""
     return target_size(
-        image.shape[0],
-        image.shape[1],
-        cell=limits.cell,
-        min_pixels=limits.min_pixels,
-        max_pixels=limits.max_pixels,
+        height,
+        width,
+        cell=processor.cell,
+        min_pixels=min_pixels or processor.min_pixels,
+        max_pixels=max_pixels or processor.max_pixels,
     )
 
 
 def patches(
-    image: Bytes, *, limits: MediaLimits, size: tuple[int, int] | None = None
+    image: Bytes, *, processor: Processor, size: tuple[int, int] | None = None
 ) -> tuple[Floats, Grid]:
     """Return the patches [P,1176] of a picture uint8 [H,W,3] and its grid (1, rows, columns).
 
     size is the (h, w) to resize to, multiples of 28; by default what the limits give.
     """
-    frame = resize(image, size=size or image_size(image, limits=limits))
-    return patchify([frame] * limits.temporal_patch_size, limits=limits)
+    size = size or image_size(image.shape[0], image.shape[1], processor=processor)
+    frame = resize(image, size=size)
+    return patchify([frame] * processor.temporal_patch_size, processor=processor)
 
 
-def patchify(frames: list[Bytes], *, limits: MediaLimits) -> tuple[Floats, Grid]:
+def patchify(frames: list[Bytes], *, processor: Processor) -> tuple[Floats, Grid]:
     """Cut an even number of frames uint8 [h,w,3] into normalised patches [P,1176].
 
     Rows follow (pair, block row, block column, row in the 2x2 block, column in it): the order in
     which the 2x2 merger of the vision encoder reads them.
     """
-    pair, patch, merge = limits.temporal_patch_size, limits.patch_size, limits.merge_size
+    pair, patch, merge = processor.temporal_patch_size, processor.patch_size, processor.merge_size
     pixels = np.stack(frames)  # [n,h,w,3]
     n, h, w, _ = pixels.shape
-    assert n % pair == 0 and h % limits.cell == 0 and w % limits.cell == 0, pixels.shape
+    assert n % pair == 0 and h % processor.cell == 0 and w % processor.cell == 0, pixels.shape
     grid = (n // pair, h // patch, w // patch)
-    shape = (n // pair, pair, h // limits.cell, merge, patch, w // limits.cell, merge, patch, 3)
+    down, across = h // processor.cell, w // processor.cell
+    shape = (n // pair, pair, down, merge, patch, across, merge, patch, 3)
     ordered = pixels.reshape(shape).transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)
     rows = np.ascontiguousarray(ordered).reshape(math.prod(grid), 3, -1)
-    table = _normalised_levels(limits.image_mean, limits.image_std)
+    table = _normalised_levels(processor.image_mean, processor.image_std)
     out = np.empty(rows.shape, np.float32)
     for channel in range(3):
         out[:, channel] = table[channel][rows[:, channel]]

@@ -22,7 +22,7 @@ from thinktalk.media.film import (
     sized,
     stacked,
 )
-from thinktalk.media.image import Bytes, Floats, Grid, MediaLimits, patchify, resize, target_size
+from thinktalk.media.image import Bytes, Floats, Grid, Processor, patchify, resize, target_size
 from thinktalk.media.source import Source, open_source
 
 Frames = list[Any] | tuple[Any, ...]  # pictures, each as load_image takes them
@@ -85,33 +85,33 @@ def video_size(
     height: int,
     width: int,
     *,
-    limits: MediaLimits,
+    processor: Processor,
     min_pixels: int | None = None,
     max_pixels: int | None = None,
     total_pixels: int | None = None,
 ) -> tuple[int, int]:
-    """Return the (h, w) of every frame, so that each and all together keep to the limits."""
-    least = min_pixels or limits.video_min_pixels
-    total = total_pixels or limits.video_total_pixels
-    share = min(limits.video_max_pixels, total / num_frames * FRAME_FACTOR)
+    """Return the (h, w) of every frame, so that each and all together keep to the processor."""
+    least = min_pixels or processor.video_min_pixels
+    total = total_pixels or processor.video_total_pixels
+    share = min(processor.video_max_pixels, total / num_frames * FRAME_FACTOR)
     most = max(share, int(least * LEAST_GROWTH))
     if max_pixels is not None:
         most = min(most, max_pixels)
-    return target_size(height, width, cell=limits.cell, min_pixels=least, max_pixels=most)
+    return target_size(height, width, cell=processor.cell, min_pixels=least, max_pixels=most)
 
 
 def video_patches(
-    frames: Bytes, *, limits: MediaLimits, size: tuple[int, int] | None = None
+    frames: Bytes, *, processor: Processor, size: tuple[int, int] | None = None
 ) -> tuple[Floats, Grid]:
     """Return the patches [P,1176] of frames uint8 [n,H,W,3] and their grid (pairs, rows, columns).
 
     An odd last frame is repeated. size is the (h, w) to resize to, multiples of 28.
     """
     num_frames, height, width, _ = frames.shape
-    size = size or video_size(num_frames, height, width, limits=limits)
+    size = size or video_size(num_frames, height, width, processor=processor)
     pixels = [resize(frame, size=size) for frame in frames]
-    pixels += [pixels[-1]] * (-num_frames % limits.temporal_patch_size)
-    return patchify(pixels, limits=limits)
+    pixels += [pixels[-1]] * (-num_frames % processor.temporal_patch_size)
+    return patchify(pixels, processor=processor)
 
 
 def _given_frames(source: Frames | NDArray[Any], size: Size | None) -> Bytes:
