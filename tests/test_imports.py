@@ -52,7 +52,8 @@ TABLE = {
     ),
     "train": (
         "train.__init__ train.trainer train.data train.losses train.stages train.voice"
-        " train.checkpoint train.recipe train.speech train.streams train.vocabulary",
+        " train.checkpoint train.recipe train.speech train.streams train.vocabulary"
+        " train.assemble train.conversations train.talker train.thinker",
         GENERATE + " generate playroom parallel adapters eval.metrics",
         "",
     ),
