@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from thinktalk.eval import run, tasks
+from thinktalk.media.chat import parse_tool_calls
 from thinktalk.playroom import speech, talk
 
 Messages = list[dict[str, Any]]
@@ -39,7 +42,9 @@ def oracle(messages: Messages, *, voice: str = "Chelsie", speak: bool = False, *
     audio = np.zeros(0, np.float32)
     if speak and text != talk.TOOL_CALL:
         audio = speech.speak(text, voice=voice, stretch=pace)
-    return SimpleNamespace(text=text, audio=audio, sample_rate=24_000)
+    return SimpleNamespace(
+        text=text, audio=audio, sample_rate=24_000, tool_calls=parse_tool_calls(text)
+    )
 
 
 def use(monkeypatch: pytest.MonkeyPatch, answer: Callable[..., Any]) -> None:
@@ -63,7 +68,8 @@ def test_perfect_typed_answers_count_fully(monkeypatch: pytest.MonkeyPatch) -> N
 def test_wrong_answers_are_counted_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     def half_right(messages: Messages, **options: Any) -> Any:
         said = oracle(messages, **options)
-        said.text = said.text if said.text.startswith("the") else "i am not sure."
+        if not said.text.startswith("the"):
+            said.text, said.tool_calls = "i am not sure.", []
         return said
 
     use(monkeypatch, half_right)
@@ -82,7 +88,9 @@ def test_spoken_questions_are_sound_in_the_split_voices(monkeypatch: pytest.Monk
 
     def deaf(messages: Messages, **_: Any) -> Any:
         asked.append(messages)
-        return SimpleNamespace(text="", audio=np.zeros(0, np.float32), sample_rate=24_000)
+        return SimpleNamespace(
+            text="", audio=np.zeros(0, np.float32), sample_rate=24_000, tool_calls=[]
+        )
 
     use(monkeypatch, deaf)
     ticks: list[int] = []
@@ -130,6 +138,37 @@ def test_pace_compares_slow_with_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, steady)
     ratio, reached = tasks.pace(None, cases=2, seed=1, voice="Chelsie", tick=no_tick)
     assert (ratio.value, reached.value) == (1.0, 0.0)
+
+
+class Echo(nn.Module):
+    """A vocoder that knows the wave which its mel was made from, at another gain."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(0.5))
+        self.wave = np.zeros(0, np.float32)
+
+    def forward(self, mel: torch.Tensor) -> torch.Tensor:
+        assert mel.shape == (1, 80, len(self.wave) // 240), mel.shape
+        return self.gain * torch.from_numpy(self.wave)[None]
+
+
+def test_vocoder_pitch_is_compared_with_the_true_wave(monkeypatch: pytest.MonkeyPatch) -> None:
+    echo = Echo()
+    model = SimpleNamespace(
+        omni=SimpleNamespace(token2wav=SimpleNamespace(code2wav_bigvgan_model=echo))
+    )
+
+    def speak(text: str, *, voice: str) -> np.ndarray:
+        echo.wave = speech.utter(text, voice=voice).samples
+        return echo.wave
+
+    monkeypatch.setattr(tasks.speech, "speak", speak)
+    (row,) = tasks.vocoder(model, cases=2, seed=1, voice="Ethan", tick=no_tick)
+    assert row.value == 100
+    monkeypatch.setattr(echo, "forward", lambda mel: 0 * mel.sum((0, 1)).repeat(240))
+    (row,) = tasks.vocoder(model, cases=2, seed=1, voice="Ethan", tick=no_tick)
+    assert row.value == 0
 
 
 def test_table_and_files(tmp_path: Path) -> None:

@@ -64,11 +64,11 @@ def answers(model: Any, *, cases: int, seed: int, voices: str | None, tick: Tick
         case = talk.sample(np.random.default_rng([seed, number]), split="test", task=task)
         rng = np.random.default_rng([seed, number, 1])
         messages = messages_of(case, rng=rng, voices=voices)
-        said = reply(model, messages, case=case).text
-        right[task].append(exact(said, case.answer))
+        said = reply(model, messages, case=case)
+        right[task].append(is_right(said, case))
         if not right[task][-1]:
             asked = case.heard or case.question
-            misses.append({"task": task, "asked": asked, "wanted": case.answer, "said": said})
+            misses.append({"task": task, "asked": asked, "wanted": case.answer, "said": said.text})
         tick()
     for task, marks in right.items():
         if marks:
@@ -158,6 +158,13 @@ def vocoder(model: Any, *, cases: int, seed: int, voice: str, tick: Tick) -> Ite
     yield Row("vocoder on true mel", name, cases, float(np.mean(shares)), ceiling=100.0)
 
 
+def is_right(said: Answer, case: Case) -> bool:
+    """Whether an answer is the canonical one; a call counts by its name and arguments."""
+    if case.answer == talk.TOOL_CALL:
+        return [(call.name, call.arguments) for call in said.tool_calls] == [("get_time", {})]
+    return exact(said.text, case.answer)
+
+
 def messages_of(
     case: Case, *, rng: np.random.Generator | None = None, voices: str | None = None
 ) -> list[dict[str, Any]]:
@@ -165,7 +172,7 @@ def messages_of(
     if voices is None:
         assert case.heard is None and case.question, case
         system = [("system", case.system)] if case.system is not None else []
-        return [{"role": role, "content": text} for role, text in (*system, *case.turns)]
+        return [talk.chat_message(role, text) for role, text in (*system, *case.turns)]
     assert rng is not None, "a spoken case needs its random generator"
     _, clips, messages = dataset.hear(case, rng=rng, voices=voices)
     for message in messages:

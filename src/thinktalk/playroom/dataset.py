@@ -132,13 +132,14 @@ def hear(
     if case.system is not None:
         messages.append({"role": "system", "content": case.system})
     for number, (role, text) in enumerate(case.turns):
+        if role != "user":
+            messages.append(talk.chat_message(role, text))
+            continue
         last = number == len(case.turns) - 1
         parts: list[Row] = [say(case.heard)] if last and case.heard else []
-        if text and role == "user" and spoken and case.task != "transcribe":
-            parts.append(say(text.lower()))
-        elif text:
-            parts.append({"type": "text", "text": text})
-        messages.append({"role": role, "content": parts if len(parts) != 1 else _plain(parts[0])})
+        if text:
+            parts.append(say(text.lower()) if spoken else {"type": "text", "text": text})
+        messages.append({"role": role, "content": parts})
     return rows, clips, messages
 
 
@@ -172,8 +173,8 @@ def _write_case(index: int, *, out: Path, seed: int, split: talk.Split, voices: 
     for number, clip in enumerate(clips):
         audios.append(f"input/{index:06d}_{number}.wav")
         _write_wav(out / audios[-1], clip, sample_hz=speech.INPUT_HZ)
-    messages = [{"role": m["role"], "content": _tagged(m["content"])} for m in messages]
-    messages.append({"role": "assistant", "content": case.answer})
+    messages = [m | {"content": _tagged(m["content"])} for m in messages]
+    messages.append(talk.chat_message("assistant", case.answer))
     speaker = list(speech.REPLY_VOICES)[rng.integers(2)]
     row: Row = {"messages": messages, "audios": audios, "speech": None, "speaker": speaker}
     if case.speech:
@@ -189,10 +190,6 @@ def _tagged(content: str | list[Row]) -> str:
     """Chat content as one string with "<audio>" where a sound stands."""
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     return "".join("<audio>" if part["type"] == "audio" else part["text"] for part in parts)
-
-
-def _plain(part: Row) -> str | list[Row]:
-    return part["text"] if part["type"] == "text" else [part]
 
 
 def _reply_clip(item: tuple[str, str, float]) -> tuple[Row, list[Clip]]:

@@ -9,21 +9,23 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from thinktalk.playroom.sentences import sentence
 from thinktalk.playroom.words import (
-    ADJECTIVES,
     CAPITALS,
+    COLOURS,
     COUNTED_SOUNDS,
     FUNCTION_WORDS,
     GERMAN,
+    GREETINGS,
     MOTIONS,
     NAMES,
     NUMBERS,
     OPPOSITES,
+    PHRASES,
     PLACES,
     PLURALS,
     SOUNDS,
@@ -122,19 +124,23 @@ def all_answers() -> list[str]:
 
 def vocabulary() -> list[str]:
     """Every word of the playroom page, sorted, lower case, with umlauts."""
-    listed = [*OPPOSITES, *COLOUR_WORDS, *NUMBERS, *PLACES, *SOUNDS, *COUNTED_SOUNDS.values()]
+    listed = [*OPPOSITES, *COLOURS, *NUMBERS, *PLACES, *SOUNDS, *COUNTED_SOUNDS.values()]
     listed += [*GERMAN, *GERMAN.values(), *CAPITALS, *CAPITALS.values(), *NAMES, "o'clock"]
     motions = [word for motion in MOTIONS for word in motion.split()]
     return sorted({*listed, *motions, *PLURALS, *PLURALS.values(), *FUNCTION_WORDS})
 
 
-COLOUR_WORDS = tuple(GERMAN)[:8]
-assert all(word in OPPOSITES for word in ADJECTIVES)
-
-
 def is_held_out(key: str) -> bool:
     """The split rule: the key's SHA-256, read as a big-endian integer, is 0 modulo 10."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest(), "big") % 10 == 0
+
+
+def chat_message(role: str, text: str) -> dict[str, Any]:
+    """A turn as a chat message; a tool call takes the form that chat clients give it."""
+    if text != TOOL_CALL:
+        return {"role": role, "content": text}
+    call = {"type": "function", "function": {"name": "get_time", "arguments": {}}}
+    return {"role": role, "content": "", "tool_calls": [call]}
 
 
 def sentence_key(text: str) -> str:
@@ -153,66 +159,6 @@ def vary_letters(rng: np.random.Generator, text: str) -> str:
     if choice < 0.85:
         return text[:1].upper() + text[1:]
     return text.upper().replace("ẞ", "SS") if choice < 0.93 else text.title().replace("'S", "'s")
-
-
-# Paraphrases; the first of each list is canonical and the only one that tests use.
-PHRASES = {
-    "add": (
-        "what is {a} plus {b}?", "how much is {a} plus {b}?", "{a} plus {b}?",
-        "tell me what {a} plus {b} is.", "please add {a} and {b}.", "what do {a} and {b} make?",
-    ),
-    "subtract": (
-        "what is {a} minus {b}?", "how much is {a} minus {b}?", "{a} minus {b}?",
-        "tell me what {a} minus {b} is.", "please take {b} from {a}.",
-    ),
-    "multiply": (
-        "what is {a} times {b}?", "how much is {a} times {b}?", "{a} times {b}?",
-        "tell me what {a} times {b} is.", "please multiply {a} by {b}.",
-    ),
-    "opposite": (
-        "what is the opposite of {a}?", "tell me the opposite of {a}.", "the opposite of {a}?",
-        "which word is the opposite of {a}?", "what's the opposite of {a}?",
-    ),
-    "german": (
-        "what is the german word for {a}?", "how do you say {a} in german?",
-        "what is {a} in german?", "tell me the german word for {a}.",
-    ),
-    "capital": (
-        "what is the capital of {a}?", "tell me the capital of {a}.", "the capital of {a}?",
-        "which city is the capital of {a}?", "what's the capital of {a}?",
-    ),
-    "count": (
-        "count from {a} to {b}.", "please count from {a} to {b}.", "can you count from {a} to {b}?",
-        "count up from {a} to {b}.",
-    ),
-    "repeat": (
-        "say: {a}", "please say: {a}", "repeat: {a}", "say this: {a}", "repeat after me: {a}",
-    ),
-    "slowly": ("say slowly: {a}", "please say slowly: {a}", "slowly say: {a}"),
-    "quickly": ("say quickly: {a}", "please say quickly: {a}", "quickly say: {a}"),
-    "dictation": (
-        "what did i say?", "what did i just say?", "tell me what i said.", "what were my words?",
-    ),
-    "who": (
-        "is this a man or a woman?", "who is speaking, a man or a woman?",
-        "am i a man or a woman?", "tell me, is this a man or a woman?",
-    ),
-    "tool": ("what time is it?", "tell me the time.", "what is the time?", "how late is it?"),
-    "my name": ("my name is {a}.", "i am {a}.", "hello, my name is {a}.", "call me {a}."),
-    "ask name": ("what is my name?", "tell me my name.", "do you know my name?", "who am i?"),
-    "persona": ("your name is {a}.", "you are {a}.", "your name is {a}. you are a helpful friend."),
-    "ask persona": (
-        "what is your name?", "tell me your name.", "who are you?", "what's your name?",
-    ),
-}  # fmt: skip
-GREETINGS = {
-    "hello, how can i help you?": ("hello.", "hi.", "hello there.", "hi there!", "hey."),
-    "good morning to you.": ("good morning.", "a good morning to you.", "good morning, my friend."),
-    "i am fine, thank you.": (
-        "how are you?", "how are you doing?", "hello, how are you?", "are you well?",
-    ),
-    "goodbye, see you soon.": ("goodbye.", "bye.", "goodbye, my friend.", "bye bye.", "see you."),
-}  # fmt: skip
 
 
 def _draw(rng: np.random.Generator, task: str, split: Split) -> Case:

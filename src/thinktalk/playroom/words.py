@@ -1,4 +1,4 @@
-"""The playroom's words and facts: every word that may be said, written or asked about.
+"""The playroom's words, facts and phrases: what may be said, written or asked about.
 
 The lists are binding (outsiders write test cases from them). Nothing here is random.
 """
@@ -62,6 +62,65 @@ FUNCTION_WORDS = (
     "woman", "time", "colour", "shape", "digit", "sound", "sounded", "rang", "hear", "came",
     "first", "moves", "stays", "still",
 )  # fmt: skip
+
+# Paraphrases; the first of each list is canonical and the only one that tests use.
+PHRASES = {
+    "add": (
+        "what is {a} plus {b}?", "how much is {a} plus {b}?", "{a} plus {b}?",
+        "tell me what {a} plus {b} is.", "please add {a} and {b}.", "what do {a} and {b} make?",
+    ),
+    "subtract": (
+        "what is {a} minus {b}?", "how much is {a} minus {b}?", "{a} minus {b}?",
+        "tell me what {a} minus {b} is.", "please take {b} from {a}.",
+    ),
+    "multiply": (
+        "what is {a} times {b}?", "how much is {a} times {b}?", "{a} times {b}?",
+        "tell me what {a} times {b} is.", "please multiply {a} by {b}.",
+    ),
+    "opposite": (
+        "what is the opposite of {a}?", "tell me the opposite of {a}.", "the opposite of {a}?",
+        "which word is the opposite of {a}?", "what's the opposite of {a}?",
+    ),
+    "german": (
+        "what is the german word for {a}?", "how do you say {a} in german?",
+        "what is {a} in german?", "tell me the german word for {a}.",
+    ),
+    "capital": (
+        "what is the capital of {a}?", "tell me the capital of {a}.", "the capital of {a}?",
+        "which city is the capital of {a}?", "what's the capital of {a}?",
+    ),
+    "count": (
+        "count from {a} to {b}.", "please count from {a} to {b}.", "can you count from {a} to {b}?",
+        "count up from {a} to {b}.",
+    ),
+    "repeat": (
+        "say: {a}", "please say: {a}", "repeat: {a}", "say this: {a}", "repeat after me: {a}",
+    ),
+    "slowly": ("say slowly: {a}", "please say slowly: {a}", "slowly say: {a}"),
+    "quickly": ("say quickly: {a}", "please say quickly: {a}", "quickly say: {a}"),
+    "dictation": (
+        "what did i say?", "what did i just say?", "tell me what i said.", "what were my words?",
+    ),
+    "who": (
+        "is this a man or a woman?", "who is speaking, a man or a woman?",
+        "am i a man or a woman?", "tell me, is this a man or a woman?",
+    ),
+    "tool": ("what time is it?", "tell me the time.", "what is the time?", "how late is it?"),
+    "my name": ("my name is {a}.", "i am {a}.", "hello, my name is {a}.", "call me {a}."),
+    "ask name": ("what is my name?", "tell me my name.", "do you know my name?", "who am i?"),
+    "persona": ("your name is {a}.", "you are {a}.", "your name is {a}. you are a helpful friend."),
+    "ask persona": (
+        "what is your name?", "tell me your name.", "who are you?", "what's your name?",
+    ),
+}  # fmt: skip
+GREETINGS = {
+    "hello, how can i help you?": ("hello.", "hi.", "hello there.", "hi there!", "hey."),
+    "good morning to you.": ("good morning.", "a good morning to you.", "good morning, my friend."),
+    "i am fine, thank you.": (
+        "how are you?", "how are you doing?", "hello, how are you?", "are you well?",
+    ),
+    "goodbye, see you soon.": ("goodbye.", "bye.", "goodbye, my friend.", "bye bye.", "see you."),
+}  # fmt: skip
 
 
 def with_articles(words: Sequence[str]) -> list[str]:
