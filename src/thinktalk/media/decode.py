@@ -154,7 +154,7 @@ def translated(opened: Opened, noun: str) -> Iterator[None]:
         ) from error
     except Image.DecompressionBombError as error:
         raise opened.refuse("has too many pixels", "make it smaller") from error
-    except (OSError, SyntaxError, EOFError, struct.error, IndexError, KeyError) as error:
+    except (OSError, SyntaxError, EOFError, struct.error, LookupError, RuntimeError) as error:
         raise opened.refuse(
             f"is a corrupt or truncated {noun} ({error})", "get or save it again"
         ) from error
@@ -191,6 +191,8 @@ def read_sound(
         stream = media.streams.best("audio")
         if stream is None:
             raise opened.refuse("has no sound", "give a recording, or send it as what it is")
+        if stream.codec_context is None:
+            raise opened.refuse("has sound of an unknown codec", "convert it, to WAV for example")
         health = Health(opened, "sound")
         for frame in health.frames(media.demux(stream)):
             if not pieces:

@@ -97,6 +97,7 @@ def read_film(
     *,
     sound: bool,
     size: Size | None,
+    max_seconds: float | None,
 ) -> tuple[Bytes, float, Floats | None]:
     """Return the chosen frames [n,H,W,3] between two instants, their true rate, and the sound.
 
@@ -111,7 +112,9 @@ def read_film(
     frames = _decode_chosen(opened, index, chosen, size)
     wave = None
     if sound and index.has_sound:
-        wave, rate = read_sound(opened, start=first, end=last, origin=index.origin)
+        wave, rate = read_sound(
+            opened, start=first, end=last, origin=index.origin, max_seconds=max_seconds
+        )
         wave = resample(wave, before=rate, after=EAR_HZ) if len(wave) else None
     return frames, fps, wave
 
@@ -268,7 +271,8 @@ def _index(stamps: list[int | None], stream: VideoStream, tail: int, has_sound: 
 def _film_stream(opened: Opened, media: InputContainer) -> VideoStream:
     for stream in media.streams.video:
         cover = stream.disposition & Disposition.attached_pic
-        if not cover and stream.codec_context.name not in TEXT_CODECS:
+        codec = stream.codec_context and stream.codec_context.name
+        if not cover and codec and codec not in TEXT_CODECS:
             return stream
     kind = "has sound but no pictures" if media.streams.audio else "is not a video of a known kind"
     raise opened.refuse(kind, "send it as what it is, or give another file")

@@ -110,6 +110,7 @@ class _Desk:
     ) -> None:
         self.tokenizer, self.config, self.processor = tokenizer, config, processor
         self.exact, self.audio_in_video = exact, audio_in_video
+        self._context = config.text_config.max_position_embeddings
         self.mels: list[Callable[[], Floats]] = []
         self.images: list[Callable[[], tuple[Floats, Grid]]] = []
         self.videos: list[Callable[[], tuple[Floats, Grid, float]]] = []
@@ -145,8 +146,7 @@ class _Desk:
         segment = {key: options[key] for key in ("start", "end") if key in options}
         if "sample_rate" in options:
             source = (source, int(options["sample_rate"]))
-        context = self.config.text_config.max_position_embeddings
-        wave = load_audio(source, max_seconds=context / AUDIO_TOKENS_PER_SECOND, **segment)
+        wave = load_audio(source, max_seconds=self._context / AUDIO_TOKENS_PER_SECOND, **segment)
         count = num_audio_tokens(len(wave))
         if not count:
             raise refusal(name, "is shorter than 30 ms", "give a longer recording")
@@ -173,13 +173,33 @@ class _Desk:
         fixed = self._size(options)
 
         def size(num_frames: int, height: int, width: int) -> tuple[int, int]:
-            if fixed:
-                return fixed
-            return video_size(num_frames, height, width, processor=self.processor, **pixels)
+            h, w = fixed or video_size(
+                num_frames, height, width, processor=self.processor, **pixels
+            )
+            self._check_video(num_frames, h, w)
+            return h, w
 
         hear = options.get("audio_in_video", self.audio_in_video)
-        video = load_video(source, sound=hear, size=size, **(defaults | sampling))
-        return self._video_ids(video)
+        return self._video_ids(
+            load_video(
+                source,
+                sound=hear,
+                size=size,
+                max_seconds=self._context / AUDIO_TOKENS_PER_SECOND,
+                **(defaults | sampling),
+            )
+        )
+
+    def _check_video(self, num_frames: int, height: int, width: int) -> None:
+        """Refuse a video that cannot fit even alone, before all its frames are decoded."""
+        pairs = -(-num_frames // self.processor.temporal_patch_size)
+        count = pairs * height * width // self.processor.cell**2
+        if count >= self._context:
+            raise ValueError(
+                f"{num_frames} frames of {width} x {height} pixels need {count} tokens, but the "
+                f"context of this model holds {self._context}; lower fps, max_pixels or "
+                "max_frames, or take a part with start and end"
+            )
 
     def _video_ids(self, video: Video) -> list[int]:
         num_frames, height, width, _ = video.frames.shape

@@ -58,13 +58,14 @@ def load_video(
     end: float | None = None,
     sound: bool = True,
     size: Size | None = None,
+    max_seconds: float | None = None,
 ) -> Video:
     """Sample a film (or animated picture) and read its sound, if it has any and sound is True.
 
     A sequence of pictures or an array [n,H,W,3] holds frames already sampled at fps. num_frames
     takes the place of fps; start and end, in seconds, cut a segment. size tells to what (h, w)
     frames are brought as they are decoded, to hold less memory. Raises ValueError for what cannot
-    be read.
+    be read, and for sound longer than max_seconds.
     """
     sampling = Sampling(fps, num_frames, min_frames, max_frames)
     first, last = segment(start, end)
@@ -76,7 +77,9 @@ def load_video(
         if is_picture(opened):
             frames, true_fps = read_animation(opened, sampling, first, last, size=size)
             return Video(frames, true_fps, fps)
-        frames, true_fps, wave = read_film(opened, sampling, first, last, sound=sound, size=size)
+        frames, true_fps, wave = read_film(
+            opened, sampling, first, last, sound=sound, size=size, max_seconds=max_seconds
+        )
         return Video(frames, true_fps, fps, wave)
 
 
