@@ -54,9 +54,9 @@ class DiT(nn.Module):
     ) -> Tensor:
         """The velocity, for training: noisy mel [B,T,M] at times [B] -> [B,T,M].
 
-        codes int64 [B,n], cond [B,enc_emb_dim], ref_mel [B,T',M]. drop: bool [B], rows that are
-        trained without codes and voice (for guidance). lengths: int64 [B] codec ids of each row;
-        what stands after them is padding, which valid frames never see.
+        codes int64 [B,n], cond [B,enc_emb_dim], ref_mel [B,T',M]. drop: bool [B], rows without
+        codes and voice (for guidance). lengths: int64 [B] codec ids per row; the rest is padding,
+        which valid frames never see.
         """
         if drop is not None:
             codes = codes.masked_fill(drop[:, None], 0)
@@ -96,15 +96,14 @@ class DiT(nn.Module):
 
     def voice(self, cond: Tensor, ref_mel: Tensor, *, branches: int) -> Tensor:
         """What the voice adds to every frame [B,branches,D]; the second branch has no voice."""
-        conds = torch.stack([cond, torch.zeros_like(cond)][:branches], dim=1)
-        mels = torch.stack([ref_mel, torch.zeros_like(ref_mel)][:branches], dim=1)
-        voices = self.input_embed.voice(conds.flatten(0, 1), mels.flatten(0, 1))
+        both = (t.to(self.proj_out.weight) for t in (cond, ref_mel))
+        both = (torch.stack([t, torch.zeros_like(t)][:branches], dim=1) for t in both)
+        voices = self.input_embed.voice(*(t.flatten(0, 1) for t in both))
         return voices.unflatten(0, (-1, branches))
 
     def context(self, codes: Tensor, voice: Tensor) -> Tensor:
         """What codes [B,n] and voice [B,D] add to the input of every frame: [B,T,D]."""
-        embeddings = self.text_embed["codec_embed"](codes)
-        context = self.input_embed.codes(embeddings) + voice[:, None]
+        context = self.input_embed.codes(self.text_embed["codec_embed"](codes)) + voice[:, None]
         return context.repeat_interleave(self.config.repeats, dim=1)
 
     def branch_context(self, codes: Tensor, voice: Tensor) -> Tensor:
@@ -161,12 +160,11 @@ class DiT(nn.Module):
         # a block that is padding altogether looks at itself: a softmax over nothing is NaN
         own = valid | ~valid.any(-1, keepdim=True)
         back = _pairs(torch.cat((before, own), dim=1))
-        ahead = own, torch.cat((valid[:, 1:], beyond), dim=1)
-        masks = own, back, torch.cat(ahead, dim=2)
+        ahead = torch.cat((own, torch.cat((valid[:, 1:], beyond), dim=1)), dim=2)
         positions = place.view(1, blocks, size)
         if first is not None:
             positions = positions + first[:, None, None]
-        masks = [mask.flatten(0, 1)[:, None, None] for mask in masks]
+        masks = [mask.flatten(0, 1)[:, None, None] for mask in (own, back, ahead)]
         return Layout(*masks, *self.rotary_embed(positions))
 
     # ---- the network
@@ -186,7 +184,7 @@ class DiT(nn.Module):
         *,
         past: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """From noise [B,T,M] to mel [B,T,M], with context [B*branches,T,D].
+        """From noise [B,T,M] to mel [B,T,M], in the noise's dtype; context [B*branches,T,D].
 
         Also returns what the next block will need of the first one: its keys and values in every
         evaluation [B*branches,evaluations,L,S,2*H*head_dim], see velocity; past: the same of the
@@ -229,19 +227,18 @@ class DiT(nn.Module):
         block in the L look-back layers [B,L,S,2*H*head_dim]; past: the same of the block before.
         """
         frames, size = mel.shape[1], self.config.block_size
-        x = F.pad(self.input_embed.mel(mel) + context, (0, 0, 0, -frames % size))
-        x = x.unflatten(1, (-1, size))  # [B,N,S,D]
+        x = self.input_embed.mel(mel.to(context.dtype)) + context
+        x = F.pad(x, (0, 0, 0, -frames % size)).unflatten(1, (-1, size))  # [B,N,S,D]
         seen: list[Tensor] = []
         for index, layer in enumerate(self.transformer_blocks):
             looks_back = index in self.config.look_backward_layers
             before = past[:, len(seen)] if looks_back and past is not None else None
             x, first = layer(x, modulations[index], layout, before)
             seen += [first] if looks_back else []
-        scale, shift = modulations[-1].chunk(2, dim=-1)
+        scale, shift = modulations[-1].chunk(2, dim=-1)  # in this order, unlike in the layers
         x = torch.addcmul(shift, _norm(x), 1 + scale)
-        none = x.new_empty(len(x), 0, *self.carry_shape)
-        carry = torch.stack(seen, dim=1) if seen else none
-        return self.proj_out(x).flatten(1, 2)[:, :frames], carry
+        first = torch.stack(seen, 1) if seen else x.new_empty(len(x), 0, *self.carry_shape)
+        return self.proj_out(x).flatten(1, 2)[:, :frames].to(mel.dtype), first
 
 
 # Per layer six vectors and at the end two, side by side: each tensor [K,1,1,6*D or 2*D], for K

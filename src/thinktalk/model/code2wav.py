@@ -1,0 +1,312 @@
+"""Codec ids and a voice in, samples at 24 kHz out; whole utterances, or one block at a time.
+
+Shapes: R rows, n codec ids, M mel bands, D hidden size of the DiT. A block is 12 codec ids =
+24 mel frames = 240 ms. Exact synthesis lets every frame depend on ids seconds ahead, because each
+of the solver's evaluations looks one block further. The windowed synthesis, which offline and live
+share, solves block b together with block b+1 and keeps only b; of the blocks before, it uses the
+keys and values that they had in every evaluation. So the past is exact, and the future ends after
+one block. Noise depends on (seed, block) alone, so all groupings of ids give the same sound.
+"""
+
+import hashlib
+from collections import defaultdict
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor, nn
+
+from thinktalk.config import Token2WavConfig
+from thinktalk.model.bigvgan import BigVGAN
+from thinktalk.model.dit import DiT, Schedule
+
+
+class Token2Wav(nn.Module):
+    def __init__(self, config: Token2WavConfig):
+        super().__init__()
+        self.config = config
+        self.code2wav_dit_model = DiT(config.dit_config)
+        self.code2wav_bigvgan_model = BigVGAN(config.bigvgan_config)
+
+    @property
+    def samples_per_id(self) -> int:
+        return self.config.dit_config.repeats * self.config.bigvgan_config.samples_per_frame
+
+    # ---- whole utterances
+
+    @torch.no_grad()
+    def synthesize_exact(
+        self,
+        ids: Tensor,
+        *,
+        cond: Tensor,
+        ref_mel: Tensor,
+        seed: int = 0,
+        noise: Tensor | None = None,
+        schedule: Schedule | None = None,
+    ) -> Tensor:
+        """The reference's computation: ids int64 [R,n] -> samples [R, n * samples_per_id].
+
+        cond [1 or R,enc_emb_dim], ref_mel [1 or R,T,M]: the voice. noise [R,repeats*n,M]: by
+        default what the reference draws on a CPU after torch.manual_seed(seed). schedule: by
+        default Runge-Kutta over 10 points, 36 evaluations. Raises ValueError for ids without a row
+        in the table and for utterances longer than the network was made for.
+        """
+        dit = self.code2wav_dit_model
+        self._check(ids)
+        if not ids.numel():
+            return ids.new_zeros(ids.shape, dtype=self.dtype)
+        frames, limit = ids.shape[1] * dit.config.repeats, dit.config.max_position_embeddings
+        if frames > limit:
+            raise ValueError(
+                f"{ids.shape[1]} codec ids are {frames} mel frames, and the exact synthesis allows "
+                f"{limit}; use the windowed one, which has no limit"
+            )
+        if noise is None:
+            generator = torch.Generator("cpu").manual_seed(seed)
+            shape = len(ids), frames, dit.config.mel_dim
+            noise = torch.randn(shape, generator=generator, device="cpu")
+        mel = dit.sample(
+            ids,
+            cond=cond,
+            ref_mel=ref_mel,
+            noise=noise.to(ids.device),
+            schedule=schedule or dit.schedule("rk4"),
+        )
+        return self.vocode(mel)
+
+    @torch.no_grad()
+    def synthesize(
+        self,
+        ids: Tensor,
+        *,
+        cond: Tensor,
+        ref_mel: Tensor,
+        seed: int = 0,
+        schedule: Schedule | None = None,
+    ) -> Tensor:
+        """The windowed computation: ids int64 [R,n] -> samples [R, n * samples_per_id].
+
+        Equal to what `step` gives block by block, up to what its vocoder context leaves out.
+        cond, ref_mel: as in synthesize_exact. schedule: by default Euler over 10 points, 9
+        evaluations. Raises ValueError for ids without a row in the table.
+        """
+        self._check(ids)
+        if not ids.numel():
+            return ids.new_zeros(ids.shape, dtype=self.dtype)
+        mel = self.windowed_mel(ids, cond=cond, ref_mel=ref_mel, seed=seed, schedule=schedule)
+        return self.vocode(mel)
+
+    @torch.no_grad()
+    def windowed_mel(
+        self,
+        ids: Tensor,
+        *,
+        cond: Tensor,
+        ref_mel: Tensor,
+        seed: int = 0,
+        schedule: Schedule | None = None,
+    ) -> Tensor:
+        """The mel under `synthesize`: ids int64 [R,n], n >= 1 -> [R,repeats*n,M]."""
+        dit = self.code2wav_dit_model
+        schedule = schedule or dit.schedule("euler")
+        state = self.new_state(len(ids), schedule)
+        voices = self.voice(cond, ref_mel, schedule).expand(len(ids), -1, -1)
+        for row, voice in enumerate(voices):
+            state.reset(row, voice=voice, seed=seed)
+        block = dit.config.codes_per_block
+        mels = []
+        for start in range(0, ids.shape[1], block):
+            window = ids[:, start : start + 2 * block]
+            counts = torch.full((len(ids),), window.shape[1], device="cpu")
+            mels.append(self.render(state, window, counts=counts, schedule=schedule))
+        return torch.cat(mels, dim=1)[:, : ids.shape[1] * dit.config.repeats]
+
+    def vocode(self, mel: Tensor) -> Tensor:
+        """mel [R,frames,M] -> samples [R,frames * samples_per_frame]."""
+        return self.code2wav_bigvgan_model(mel.mT.to(self.dtype))
+
+    # ---- one block at a time
+
+    def new_state(
+        self, rows: int, schedule: Schedule, *, context_frames: int | None = None
+    ) -> "VoiceState":
+        """Room for `rows` utterances; each must be `reset` before its first block.
+
+        context_frames: mel frames that the vocoder sees on each side of the samples it gives out;
+        they delay the sound by as much. By default `practical_context`; with the vocoder's own
+        `context_frames` the samples equal those of the whole utterance.
+        """
+        dit, weight = self.code2wav_dit_model, self.code2wav_dit_model.proj_out.weight
+        context = self.practical_context if context_frames is None else context_frames
+        evaluations, layers = len(schedule.modulations), len(dit.config.look_backward_layers)
+        lead = rows, schedule.branches
+        return VoiceState(
+            voice=weight.new_zeros(*lead, dit.config.hidden_size),
+            past=weight.new_zeros(*lead, evaluations, layers, *dit.carry_shape),
+            mel=weight.new_zeros(rows, 2 * context, dit.config.mel_dim, dtype=torch.float32),
+            seed=torch.zeros(rows, dtype=torch.int64, device="cpu"),
+            blocks=torch.zeros(rows, dtype=torch.int64, device="cpu"),
+        )
+
+    def voice(self, cond: Tensor, ref_mel: Tensor, schedule: Schedule) -> Tensor:
+        """cond [B,enc_emb_dim], ref_mel [B,T,M] -> what a state keeps of them, [B,branches,D]."""
+        return self.code2wav_dit_model.voice(cond, ref_mel, branches=schedule.branches)
+
+    def block_due(self, num_ids: int, *, blocks: int, finished: bool) -> int:
+        """How many ids to hand to `step` for the next block of an utterance; 0: wait for more.
+
+        num_ids: ids chosen so far; blocks: blocks already rendered; finished: no more will come.
+        """
+        block = self.config.dit_config.codes_per_block
+        left = num_ids - blocks * block
+        return min(left, 2 * block) if finished or left >= 2 * block else 0
+
+    @torch.no_grad()
+    def step(
+        self, state: "VoiceState", ids: Tensor, *, counts: Tensor, schedule: Schedule
+    ) -> list[Tensor]:
+        """`render`, then the samples that are certain now: one tensor [samples] per row.
+
+        A row's last block brings everything that was held back. On average a block of 12 ids gives
+        5760 samples; the first ones give less, by `context_frames`.
+        """
+        blocks = state.blocks.clone()
+        mel = self.render(state, ids, counts=counts, schedule=schedule)
+        return self._vocode(state, mel, counts=counts, blocks=blocks)
+
+    @torch.no_grad()
+    def render(
+        self, state: "VoiceState", ids: Tensor, *, counts: Tensor, schedule: Schedule
+    ) -> Tensor:
+        """The next block of every row: its mel [R,24,M]; the state moves on in place.
+
+        ids: int64 [R,<=24] from the start of each row's next block, padded with any valid id.
+        counts: int64 [R] on the CPU, how many of them there are: 24, or fewer where the utterance
+        ends; up to 12 make this the last block of the row, and its mel has 2 * count frames.
+        """
+        dit = self.code2wav_dit_model
+        size, repeats, device = dit.config.block_size, dit.config.repeats, state.past.device
+        assert int(counts.min()) >= 1 and int(counts.max()) <= ids.shape[1], (counts, ids.shape)
+        windows = 1 if int(counts.max()) <= dit.config.codes_per_block else 2
+        ids = nn.functional.pad(ids, (0, 2 * dit.config.codes_per_block - ids.shape[1]))
+        noise = torch.stack(
+            [
+                frame_noise(seed, block * size, (block + windows) * size, dit=dit)
+                for seed, block in zip(state.seed.tolist(), state.blocks.tolist(), strict=True)
+            ]
+        )
+
+        def branched(rows: Tensor) -> Tensor:
+            return rows.repeat_interleave(schedule.branches).to(device)
+
+        layout = dit.layout(
+            len(ids) * schedule.branches,
+            windows * size,
+            lengths=branched(counts * repeats),
+            first=branched(state.blocks * size),
+            has_past=branched(state.blocks > 0),
+        )
+        ids = ids[:, : windows * dit.config.codes_per_block]
+        mel, past = dit.solve(
+            noise.to(device),
+            dit.branch_context(ids, state.voice),
+            layout,
+            schedule,
+            past=state.past.flatten(0, 1),
+        )
+        state.past.copy_(past.view_as(state.past))
+        state.blocks += 1
+        return mel[:, :size]
+
+    def _vocode(
+        self, state: "VoiceState", mel: Tensor, *, counts: Tensor, blocks: Tensor
+    ) -> list[Tensor]:
+        """mel [R,24,M] of block number `blocks` [R] -> the samples that are certain, per row."""
+        dit, vocoder = self.config.dit_config, self.code2wav_bigvgan_model
+        history, rate = state.mel.shape[1], vocoder.config.samples_per_frame
+        groups = defaultdict(list)  # rows that the vocoder can take together
+        for row, (count, block) in enumerate(zip(counts.tolist(), blocks.tolist(), strict=True)):
+            kept = min(block * dit.block_size, history)
+            frames = min(count * dit.repeats, dit.block_size)
+            groups[kept, frames, count <= dit.codes_per_block].append(row)
+        waves = [mel.new_zeros(0)] * len(mel)
+        for (kept, frames, last), rows in groups.items():
+            # given out so far: all but the newest history/2 frames
+            start = kept - min(kept, history // 2)
+            stop = kept + frames - (0 if last else history // 2)
+            if stop > start:
+                window = torch.cat((state.mel[rows, history - kept :], mel[rows, :frames]), dim=1)
+                wave = self.vocode(window)[:, start * rate : stop * rate]
+                for row, samples in zip(rows, wave, strict=True):
+                    waves[row] = samples
+        state.mel.copy_(torch.cat((state.mel, mel), dim=1)[:, mel.shape[1] :])
+        return waves
+
+    @property
+    def practical_context(self) -> int:
+        """Three fifths of the vocoder's full reach: what lies further is not audible.
+
+        Largest error for the network of the 7B model with random weights: 6e-7 at 20 of 34 frames.
+        """
+        return -(-3 * self.code2wav_bigvgan_model.context_frames // 5)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the samples; the DiT may be of another one, its mel and noise are float32."""
+        return self.code2wav_bigvgan_model.conv_pre.weight.dtype
+
+    def _check(self, ids: Tensor) -> None:
+        rows = self.config.dit_config.num_embeds
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < rows:
+            raise ValueError(
+                f"codec ids must lie in 0..{rows - 1}, these go from {int(ids.min())} to "
+                f"{int(ids.max())}; leave the Talker's special ids out"
+            )
+
+
+@dataclass
+class VoiceState:
+    """All that utterances in progress remember; row r of every tensor belongs to utterance r.
+
+    voice [R,branches,D]; past [R,branches,evaluations,L,S,2*H*head_dim]: see DiT.solve;
+    mel [R,2*context,M]: the newest frames, at the end. On the CPU, so that nothing waits for the
+    device: seed int64 [R], and blocks int64 [R] rendered so far.
+    """
+
+    voice: Tensor
+    past: Tensor
+    mel: Tensor
+    seed: Tensor
+    blocks: Tensor
+
+    def reset(self, row: int, *, voice: Tensor, seed: int) -> None:
+        """Starts an utterance in a row; voice [branches,D] as Token2Wav.voice gives it."""
+        for field in fields(self):
+            getattr(self, field.name)[row] = 0
+        self.voice[row] = voice
+        self.seed[row] = seed
+
+    def rows(self, index: list[int]) -> "VoiceState":
+        """A copy of some rows, in this order: to run them as a batch, or to fork an utterance."""
+        return replace(self, **{f.name: getattr(self, f.name)[index] for f in fields(self)})
+
+    def write(self, index: list[int], rows: "VoiceState") -> None:
+        """Puts rows (as `rows` copies them) at these places."""
+        for field in fields(self):
+            getattr(self, field.name)[index] = getattr(rows, field.name)
+
+
+def frame_noise(seed: int, start: int, stop: int, *, dit: DiT) -> Tensor:
+    """Where the ODE of mel frames start..stop begins: float32 [frames,M], drawn on the CPU.
+
+    A frame's numbers depend on the seed and the frame alone: they are drawn block by block, each
+    from a generator of its own.
+    """
+    size = dit.config.block_size
+    first, last = start // size, -(-stop // size)
+    draws = []
+    for block in range(first, last):
+        key = hashlib.blake2b(f"{seed}/voice/{block}".encode(), digest_size=8).digest()
+        generator = torch.Generator("cpu").manual_seed(int.from_bytes(key, "big"))
+        draws.append(torch.randn(size, dit.config.mel_dim, generator=generator, device="cpu"))
+    return torch.cat(draws)[start - first * size : stop - first * size]
