@@ -147,13 +147,15 @@ def write_companions(folder: Path) -> None:
         "pad_token": "<|endoftext|>",
         "padding_side": "left",
         "model_max_length": 32768,
-        "audio_token": "<|AUDIO|>",
-        "image_token": "<|IMAGE|>",
-        "video_token": "<|VIDEO|>",
-        "audio_bos_token": "<|audio_bos|>",
-        "audio_eos_token": "<|audio_eos|>",
-        "vision_bos_token": "<|vision_bos|>",
-        "vision_eos_token": "<|vision_eos|>",
+        "extra_special_tokens": {
+            "audio_token": "<|AUDIO|>",
+            "image_token": "<|IMAGE|>",
+            "video_token": "<|VIDEO|>",
+            "audio_bos_token": "<|audio_bos|>",
+            "audio_eos_token": "<|audio_eos|>",
+            "vision_bos_token": "<|vision_bos|>",
+            "vision_eos_token": "<|vision_eos|>",
+        },
     }
     preprocessor_config = {
         "processor_class": "Qwen2_5OmniProcessor",
