@@ -21,6 +21,7 @@ from thinktalk.media.encode import write_wav
 from thinktalk.media.mel import VOICE_HZ
 from thinktalk.media.prompt import Processor, Prompt, build_prompt
 from thinktalk.media.tokenizer import Tokenizer
+from thinktalk.model.audio import num_tokens
 from thinktalk.model.cache import row_plan, single_row
 from thinktalk.model.omni import Omni
 from thinktalk.model.talker import prompt_rows, usable_codec_ids
@@ -133,7 +134,7 @@ class Thought:
         self.positions, self.next_position = prompt_positions(
             self.ids.cpu(),
             config=config,
-            audio_tokens=[clip_tokens(mel.shape[1]) for mel in mels],
+            audio_tokens=[num_tokens(mel.shape[1]) for mel in mels],
             image_grids=[grid for _, grid in prompt.images],
             video_grids=[grid for _, grid, _ in prompt.videos],
             seconds_per_pair=[seconds for _, _, seconds in prompt.videos],
@@ -239,9 +240,7 @@ def talk(
     )
     for step in range(max_codec_ids):
         uniform = torch.tensor([draw(seed, "speech", step)], device=device)
-        token = choose(
-            talker.logits(hidden), sampling, seen=seen, usable=usable, uniform=uniform
-        )
+        token = choose(talker.logits(hidden), sampling, seen=seen, usable=usable, uniform=uniform)
         seen[0, token] = True
         if int(token.item()) in config.stop_ids:
             return

@@ -44,10 +44,26 @@ def attend(
     query heads are shared by equal groups.
     """
     assert q.shape[1] % k.shape[1] == 0, (q.shape, k.shape)
+    if q.requires_grad and q.device.type == "cpu":
+        # measured: the fused kernel's backward is 2 to 10 times slower than the plain products
+        return _attend_plainly(q, k, v, mask=mask, causal=causal)
     grouped = q.shape[1] != k.shape[1]
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped
     )
+
+
+def _attend_plainly(
+    q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, causal: bool
+) -> Tensor:
+    if causal:
+        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
+    groups = q.shape[1] // k.shape[1]
+    k, v = (x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in (k, v))
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return scores.softmax(-1).to(v.dtype) @ v
 
 
 def rotary_frequencies(dim: int, *, theta: float, device: torch.device | None = None) -> Tensor:

@@ -20,6 +20,7 @@ from thinktalk.playroom.dataset import Corpus
 
 IGNORED = -100  # label of a token that is not learned
 SPEECH_PROMPT_SHARE = 0.8  # of conversations without a system prompt of their own
+LENGTH_GRID = 32  # few distinct shapes: kernels are compiled for each
 LETTERS = " abcdefghijklmnopqrstuvwxyzäöüß'"  # what the auxiliary transcription spells
 
 
@@ -42,10 +43,11 @@ class Dialogues:
         self.tokenizer, self.config = tokenizer, config
         self.processor, self.spoken = processor, spoken
 
-    def typed(self, rng: np.random.Generator) -> Dialogue:
+    def typed(self, rng: np.random.Generator, *, task: str | None = None) -> Dialogue:
+        """A case that needs no sound: of the task, or of any task that offers no tools."""
         while True:
-            case = talk.sample(rng, split="train")
-            if case.heard is None:
+            case = talk.sample(rng, split="train", task=task)
+            if case.heard is None and (task is not None or not case.tools):
                 return self.from_case(case, rng)
 
     def from_case(self, case: talk.Case, rng: np.random.Generator) -> Dialogue:
@@ -108,7 +110,7 @@ def collate(dialogues: list[Dialogue], *, pad_id: int) -> dict[str, torch.Tensor
 
     labels: the next id where the reply is learned, else IGNORED. lengths int64 [B].
     """
-    longest = max(len(d.ids) for d in dialogues)
+    longest = -(-max(len(d.ids) for d in dialogues) // LENGTH_GRID) * LENGTH_GRID
     ids = np.full((len(dialogues), longest), pad_id, np.int64)
     labels = np.full_like(ids, IGNORED)
     for row, d in enumerate(dialogues):

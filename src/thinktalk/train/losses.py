@@ -63,9 +63,7 @@ def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
 def _spectrum(wave: Tensor, size: int, hop: int) -> Tensor:
     """[B,n] -> magnitude [B,size/2+1,frames], Hann window, no padding."""
     window = torch.hann_window(size, device=wave.device)
-    spectrum = torch.stft(
-        wave.float(), size, hop, window=window, center=False, return_complex=True
-    )
+    spectrum = torch.stft(wave.float(), size, hop, window=window, center=False, return_complex=True)
     power = spectrum.real.square() + spectrum.imag.square()
     return (power + 1e-9).sqrt()  # the root needs a slope at zero
 

@@ -1,64 +1,159 @@
-"""Stages in, a trained spark out: which task each stage runs, on what, and in which order.
+"""The whole of spark from nothing: data, every stage, and the finished folder.
 
-A run folder holds one folder per stage (state.pt, log.jsonl); the data folder holds the packed
-corpora of the playroom. Every stage resumes where its last leg stopped.
+A run folder holds one folder per stage (state.pt, log.jsonl) and the tokenizer files in text/; the
+data folder holds the packed corpora of the playroom. Whatever is finished is not done again, and a
+stage continues where its last leg stopped.
 """
 
 import math
+import multiprocessing
+import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import nn
+from numpy.typing import NDArray
 
 from thinktalk.config import SpeechTokenizerConfig
+from thinktalk.media.prompt import Processor
+from thinktalk.media.tokenizer import Tokenizer
 from thinktalk.model.bigvgan import BigVGAN
+from thinktalk.model.dit import DiT
 from thinktalk.model.speech_tokenizer import SpeechTokenizer
+from thinktalk.model.talker import Talker
+from thinktalk.model.thinker import Thinker
+from thinktalk.playroom import dataset
 from thinktalk.train import stages
-from thinktalk.train.speech import TokenizerTask, VocoderTask
-from thinktalk.train.streams import open_streams
-from thinktalk.train.trainer import Stage, Task, best_weights, train
+from thinktalk.train.assemble import adopt, assemble, write_companions
+from thinktalk.train.conversations import Dialogues
+from thinktalk.train.speech import DiTTask, TokenizerTask, VocoderTask
+from thinktalk.train.streams import Stream, codec_ids, open_streams
+from thinktalk.train.talker import TalkerTask
+from thinktalk.train.thinker import ThinkerTask
+from thinktalk.train.trainer import Stage, Task, is_done, train
+
+REPLIES, QUESTIONS, TEST_QUESTIONS = "replies_train", "questions_train", "questions_test_seen"
+NUM_REPLIES, NUM_QUESTIONS, NUM_TEST_QUESTIONS = 12_000, 14_000, 800
+DATA_SEED = 0
+# On CPUs two lanes run side by side, one thread each; a stage waits for what it builds on.
+LANES = (("tokenizer", "thinker", "talker"), ("vocoder", "dit"))
+BUILDS_ON = {"dit": ("tokenizer",), "talker": ("tokenizer", "thinker")}
+POLL_S = 10
 
 
-def _tokenizer(data: Path, run: Path) -> Task:
-    return TokenizerTask(SpeechTokenizer(SpeechTokenizerConfig()), open_streams(data / REPLIES))
+def train_spark(*, data: Path, run: Path, out: Path, device: str = "cpu") -> None:
+    """Everything from nothing to a finished checkpoint in `out`; may be interrupted anywhere."""
+    make_data(data)
+    if not (run / "text" / "tokenizer.json").exists():
+        write_companions(run / "text")
+    if device == "cpu":
+        lanes = [
+            multiprocessing.get_context("spawn").Process(
+                target=_run_lane, args=(lane,), kwargs={"data": data, "run": run}
+            )
+            for lane in LANES
+        ]
+        for lane in lanes:
+            lane.start()
+        for lane in lanes:
+            lane.join()
+        if any(lane.exitcode for lane in lanes):
+            raise RuntimeError("a stage failed; its error stands above, run the command again")
+    else:
+        for name in STAGES:
+            run_stage(name, data=data, run=run, device=device)
+    assemble(run, open_streams(data / REPLIES), out)
 
 
-def _vocoder(data: Path, run: Path) -> Task:
-    config = stages.spark_config().token2wav_config.bigvgan_config
-    return VocoderTask(BigVGAN(config), open_streams(data / REPLIES))
-
-
-REPLIES = "replies_train"
-
-RECIPE: dict[str, tuple[Callable[[], Stage], Callable[[Path, Path], Task]]] = {
-    "tokenizer": (stages.tokenizer, _tokenizer),
-    "vocoder": (stages.vocoder, _vocoder),
-}
+def make_data(data: Path) -> None:
+    """The packed corpora of the playroom."""
+    replies = dataset.reply_sentences(seed=DATA_SEED, count=NUM_REPLIES)
+    dataset.make_speech_corpus(data / REPLIES, replies)
+    dataset.make_question_corpus(data / QUESTIONS, seed=DATA_SEED, num_cases=NUM_QUESTIONS)
+    dataset.make_question_corpus(
+        data / TEST_QUESTIONS, seed=DATA_SEED, num_cases=NUM_TEST_QUESTIONS, split="test"
+    )
 
 
 def run_stage(
-    name: str,
-    *,
-    data: Path,
-    run: Path,
-    device: str = "cpu",
-    minutes: float = math.inf,
-    steps: int | None = None,
+    name: str, *, data: Path, run: Path, device: str = "cpu", minutes: float = math.inf
 ) -> bool:
     """Trains one stage of spark for at most `minutes`; True when the stage is done."""
-    if name not in RECIPE:
-        raise ValueError(f"unknown stage {name!r}: choose one of {', '.join(RECIPE)}")
-    make_stage, make_task = RECIPE[name]
+    if name not in STAGES:
+        raise ValueError(f"unknown stage {name!r}: choose one of {', '.join(STAGES)}")
+    make_stage, make_task = STAGES[name]
     stage = make_stage()
-    if steps is not None:
-        stage = replace(stage, steps=steps)
     torch.manual_seed(stage.seed)
     return train(stage, make_task(data, run), run / name, device=device, minutes=minutes)
 
 
-def trained(module: nn.Module, folder: Path) -> nn.Module:
-    """The module with the weights of a finished stage, frozen."""
-    module.load_state_dict(best_weights(folder))
-    return module.eval().requires_grad_(False)
+def _run_lane(names: tuple[str, ...], *, data: Path, run: Path) -> None:
+    torch.set_num_threads(1)
+    for name in names:
+        while not all(is_done(run / before) for before in BUILDS_ON.get(name, ())):
+            time.sleep(POLL_S)
+        run_stage(name, data=data, run=run)
+
+
+def _tokenizer_task(data: Path, run: Path) -> Task:
+    return TokenizerTask(SpeechTokenizer(SpeechTokenizerConfig()), open_streams(data / REPLIES))
+
+
+def _vocoder_task(data: Path, run: Path) -> Task:
+    config = stages.spark_config().token2wav_config.bigvgan_config
+    return VocoderTask(BigVGAN(config), open_streams(data / REPLIES))
+
+
+def _dit_task(data: Path, run: Path) -> Task:
+    streams = open_streams(data / REPLIES)
+    config = stages.spark_config().token2wav_config.dit_config
+    return DiTTask(DiT(config), streams, _ids(streams, run))
+
+
+def _thinker_task(data: Path, run: Path) -> Task:
+    thinker = Thinker(stages.spark_config().thinker_config)
+    return ThinkerTask(
+        thinker, _dialogues(data / QUESTIONS, run), _dialogues(data / TEST_QUESTIONS, run)
+    )
+
+
+def _talker_task(data: Path, run: Path) -> Task:
+    config = stages.spark_config()
+    thinker = Thinker(config.thinker_config)
+    adopt(thinker, run / "thinker", prefix="thinker.")
+    streams = open_streams(data / REPLIES)
+    return TalkerTask(
+        Talker(config.talker_config),
+        thinker.eval().requires_grad_(False),
+        _dialogues(data / QUESTIONS, run),
+        streams,
+        _ids(streams, run),
+        voice_tokens=stages.VOICE_TOKENS,
+        codes=SpeechTokenizerConfig(),
+    )
+
+
+def _dialogues(corpus: Path, run: Path) -> Dialogues:
+    folder = run / "text"
+    return Dialogues(
+        Tokenizer.from_folder(folder),
+        stages.spark_config().thinker_config,
+        Processor.from_folder(folder),
+        dataset.open_corpus(corpus),
+    )
+
+
+def _ids(streams: list[Stream], run: Path) -> list[NDArray[np.int64]]:
+    tokenizer = SpeechTokenizer(SpeechTokenizerConfig())
+    adopt(tokenizer, run / "tokenizer")
+    return [codec_ids(stream, tokenizer.eval()) for stream in streams]
+
+
+STAGES: dict[str, tuple[Callable[[], Stage], Callable[[Path, Path], Task]]] = {
+    "tokenizer": (stages.tokenizer, _tokenizer_task),
+    "thinker": (stages.thinker, _thinker_task),
+    "dit": (stages.dit, _dit_task),
+    "talker": (stages.talker, _talker_task),
+    "vocoder": (stages.vocoder, _vocoder_task),
+}

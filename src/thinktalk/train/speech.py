@@ -4,17 +4,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from thinktalk.media.mel import VOICE_HOP_SAMPLES
 from thinktalk.model.bigvgan import BigVGAN
+from thinktalk.model.dit import DiT
 from thinktalk.model.speech_tokenizer import SpeechTokenizer
-from thinktalk.train.losses import spectral_loss, voice_mel
+from thinktalk.train.losses import flow_matching_pair, spectral_loss, voice_mel
 from thinktalk.train.streams import Stream
 from thinktalk.train.trainer import to_device
 from thinktalk.train.voice import condition
 
 NUM_TEST_CROPS = 16
+VOICE_FRAMES = 60_000  # 10 minutes of a stream tell what the voice sounds like
 
 
 def crop_starts(
@@ -45,7 +48,9 @@ class TokenizerTask:
 
     def __init__(self, module: SpeechTokenizer, streams: list[Stream]):
         self.module, self.streams = module, streams
-        self.conds = torch.from_numpy(np.stack([condition(s.mel[:60000]) for s in streams]))
+        self.conds = torch.from_numpy(
+            np.stack([condition(np.asarray(s.mel[:VOICE_FRAMES], np.float32)) for s in streams])
+        )
 
     def batch(self, rng: np.random.Generator, size: int) -> dict[str, Any]:
         return self._crops(crop_starts(rng, self.streams, frames=self.FRAMES, grid=1, count=size))
@@ -72,6 +77,83 @@ class TokenizerTask:
         return {
             "mel": torch.from_numpy(mel.astype(np.float32)),
             "cond": self.conds[[s for s, _ in starts]],
+        }
+
+
+class DiTTask:
+    """Codes and voice -> mel by flow matching, with guidance dropout.
+
+    The output layer and the gates start at zero, the output's bias at the mean mel, so that the
+    first velocity already points at average speech.
+    """
+
+    FRAMES, REF_FRAMES = 192, 300
+    DROPPED_SHARE = 0.1
+
+    def __init__(self, module: DiT, streams: list[Stream], ids: list[NDArray[np.int64]]):
+        self.module, self.streams, self.ids = module, streams, ids
+        conds = [condition(np.asarray(s.mel[:VOICE_FRAMES], np.float32)) for s in streams]
+        self.conds = torch.from_numpy(np.stack(conds))
+        for name, parameter in module.named_parameters():
+            if name.endswith("proj_out.weight") or "norm" in name:  # attn_norm, norm_out
+                nn.init.zeros_(parameter)
+        mean = np.mean([s.mel[:VOICE_FRAMES].mean(0, dtype=np.float32) for s in streams], axis=0)
+        with torch.no_grad():
+            module.proj_out.bias.copy_(torch.from_numpy(mean))
+
+    def batch(self, rng: np.random.Generator, size: int) -> dict[str, Any]:
+        grid = self.module.config.block_size
+        starts = crop_starts(rng, self.streams, frames=self.FRAMES, grid=grid, count=size)
+        return self._crops(starts, rng)
+
+    def loss(self, batch: dict[str, Any], progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        noisy, target = flow_matching_pair(batch["mel"], batch["noise"], batch["times"])
+        velocity = self.module(
+            noisy,
+            times=batch["times"],
+            codes=batch["ids"],
+            cond=batch["cond"],
+            ref_mel=batch["ref_mel"],
+            drop=batch["drop"],
+        ).float()
+        error = (velocity - target).square().mean()
+        return error, {"velocity": error}
+
+    def evaluate(self) -> dict[str, float]:
+        """Velocity error, and the mel error of what the sampler makes of the held-out codes."""
+        starts = held_out_starts(
+            self.streams, frames=self.FRAMES, grid=self.module.config.block_size
+        )
+        batch = self._crops(starts, np.random.default_rng(0))
+        batch = to_device(batch, self.module.proj_out.weight.device)
+        error = self.loss(batch | {"drop": torch.zeros_like(batch["drop"])}, 1.0)[0]
+        mel = self.module.sample(
+            batch["ids"],
+            cond=batch["cond"],
+            ref_mel=batch["ref_mel"],
+            noise=batch["noise"],
+            schedule=self.module.schedule("euler"),
+        )
+        return {"velocity": error.item(), "mel": (mel - batch["mel"]).abs().mean().item()}
+
+    def _crops(self, starts: list[tuple[int, int]], rng: np.random.Generator) -> dict[str, Any]:
+        per_code = self.module.config.repeats
+        mels, ids, refs = [], [], []
+        for s, first in starts:
+            stream = self.streams[s]
+            mels.append(stream.mel[first : first + self.FRAMES])
+            ids.append(self.ids[s][first // per_code : (first + self.FRAMES) // per_code])
+            ref = int(rng.integers(stream.train_frames - self.REF_FRAMES))
+            refs.append(stream.mel[ref : ref + self.REF_FRAMES])
+        mel = torch.from_numpy(np.stack(mels).astype(np.float32))
+        return {
+            "mel": mel,
+            "ids": torch.from_numpy(np.stack(ids)),
+            "ref_mel": torch.from_numpy(np.stack(refs).astype(np.float32)),
+            "cond": self.conds[[s for s, _ in starts]],
+            "noise": torch.from_numpy(rng.standard_normal(mel.shape, np.float32)),
+            "times": torch.from_numpy(rng.random(len(starts), np.float32)),
+            "drop": torch.from_numpy(rng.random(len(starts)) < self.DROPPED_SHARE),
         }
 
 

@@ -128,16 +128,14 @@ def tokenizer() -> Stage:
 
 def dit() -> Stage:
     """Codes and voice to mel, by flow matching."""
-    return replace(
-        tokenizer(), name="dit", steps=12000, batch_size=16, ema=0.999, weight_decay=0.01
-    )
+    return replace(tokenizer(), name="dit", steps=5000, batch_size=16, ema=0.999, weight_decay=0.01)
 
 
 def vocoder() -> Stage:
     """Mel to wave. Convolutions gain nothing from bfloat16 on CPUs."""
     return Stage(
         "vocoder",
-        steps=6000,
+        steps=4000,
         learning_rate=1e-3,
         batch_size=8,
         betas=(0.8, 0.99),
@@ -149,9 +147,9 @@ def vocoder() -> Stage:
 
 def thinker() -> Stage:
     """Typed and spoken questions to text."""
-    return Stage("thinker", steps=12000, learning_rate=1e-3, batch_size=24, ema=0.999)
+    return Stage("thinker", steps=5000, learning_rate=1e-3, batch_size=24, ema=0.999)
 
 
 def talker() -> Stage:
     """Thinker states and text to codec ids."""
-    return Stage("talker", steps=14000, learning_rate=1.2e-3, batch_size=24, ema=0.999)
+    return Stage("talker", steps=6500, learning_rate=1.2e-3, batch_size=24, ema=0.999)

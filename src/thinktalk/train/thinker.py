@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from thinktalk.model.thinker import Thinker
-from thinktalk.train.conversations import IGNORED, LETTERS, Dialogues, collate, spell
+from thinktalk.train.conversations import IGNORED, LETTERS, Dialogue, Dialogues, collate, spell
 from thinktalk.train.trainer import to_device
 
 SPOKEN_SHARE = 0.6
+TOOL_BATCH_SHARE = 0.06  # prompts with tools are five times as long: they get batches of their own
 NUM_TEST_DIALOGUES = 64
 TRANSCRIPTION_WEIGHT = 0.5
 MASKED_FRAMES, MASKED_BINS = 12, 16  # largest masks of SpecAugment (Park et al. 2019)
@@ -30,18 +31,25 @@ class ThinkerTask:
         self.module = nn.ModuleDict({"thinker": thinker, "transcription": head})
         self.thinker, self.transcription = thinker, head
         self.dialogues, self.test = dialogues, test
+        rows = dialogues.spoken.rows
+        self.with_tools = [row for row in rows if row["case"]["tools"]]
+        self.without_tools = [row for row in rows if not row["case"]["tools"]]
         thinker.visual.requires_grad_(False)  # this world has no pictures yet
 
     def batch(self, rng: np.random.Generator, size: int) -> dict[str, Any]:
-        rows = self.dialogues.spoken.rows
-        drawn = [
-            self.dialogues.heard(rows[rng.integers(len(rows))], rng)
-            if rng.random() < SPOKEN_SHARE
-            else self.dialogues.typed(rng)
-            for _ in range(size)
-        ]
+        if rng.random() < TOOL_BATCH_SHARE:
+            drawn = [self._draw(rng, self.with_tools, "tool") for _ in range(size // 4)]
+        else:
+            drawn = [self._draw(rng, self.without_tools, None) for _ in range(size)]
         mels = [_masked(mel, rng) for d in drawn for mel in d.mels]
         return self._tensors(drawn, mels)
+
+    def _draw(
+        self, rng: np.random.Generator, rows: list[dict[str, Any]], task: str | None
+    ) -> Dialogue:
+        if rng.random() < SPOKEN_SHARE:
+            return self.dialogues.heard(rows[rng.integers(len(rows))], rng)
+        return self.dialogues.typed(rng, task=task)
 
     def loss(self, batch: dict[str, Any], progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         tokens = self.thinker.encode_audio(batch["mels"])
@@ -119,4 +127,3 @@ def _masked(mel: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         place = (slice(None), slice(first, first + width)) if axis else slice(first, first + width)
         mel[place] = mel.min()
     return mel
-

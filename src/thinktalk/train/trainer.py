@@ -66,7 +66,7 @@ def train(
     minutes: float = math.inf,
     log_every: int = 20,
     evaluate_every: int = 500,
-    save_every_s: float = 120.0,
+    save_every_s: float = 60.0,
 ) -> bool:
     """Runs until the stage is done (True) or `minutes` have passed (False); resumes from `out`.
 

@@ -6,12 +6,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-# The split of Qwen2's tokenizer: contractions, words with one leading space or mark, single
-# digits, marks, line ends, spaces.
-PIECES = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+from thinktalk.media.tokenizer import PIECES
 
 
 def train_bpe(texts: Iterable[str], *, num_tokens: int, special: dict[str, int]) -> Tokenizer:

@@ -1,0 +1,132 @@
+"""Finished stages in, a complete folder in the official layout out: how spark is put together."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from thinktalk.media.chat import DEFAULT_SYSTEM_PROMPT, SPEECH_SYSTEM_PROMPT
+from thinktalk.model.omni import Omni
+from thinktalk.playroom import talk
+from thinktalk.train import stages
+from thinktalk.train.speech import VOICE_FRAMES
+from thinktalk.train.streams import Stream
+from thinktalk.train.trainer import best_weights
+from thinktalk.train.vocabulary import train_bpe, write_tokenizer
+from thinktalk.train.voice import voice_print
+from thinktalk.weights import LoadedModel, Voice, save
+
+NUM_VOCABULARY_CASES = 20_000
+MIN_PIXELS, MAX_PIXELS = 56 * 56, 224 * 224  # of an image or a video frame
+
+# The official template, for tools that render chats themselves; ours is media/chat.py.
+CHAT_TEMPLATE = (
+    "{%- if messages[0]['role'] != 'system' %}"
+    "{{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}{%- endif %}"
+    "{%- for message in messages %}"
+    "{{- '<|im_start|>' + message['role'] + '\\n' }}"
+    "{%- if message['content'] is string %}{{- message['content'] }}"
+    "{%- else %}{%- for part in message['content'] %}"
+    "{%- if part['type'] == 'image' %}{{- '<|vision_bos|><|IMAGE|><|vision_eos|>' }}"
+    "{%- elif part['type'] == 'audio' %}{{- '<|audio_bos|><|AUDIO|><|audio_eos|>' }}"
+    "{%- elif part['type'] == 'video' %}{{- '<|vision_bos|><|VIDEO|><|vision_eos|>' }}"
+    "{%- elif part['type'] == 'text' %}{{- part['text'] }}{%- endif %}"
+    "{%- endfor %}{%- endif %}{{- '<|im_end|>\\n' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+)
+
+
+def write_companions(folder: Path) -> None:
+    """Tokenizer, preprocessor and chat template files of spark; deterministic."""
+    tokenizer = train_bpe(_texts(), num_tokens=stages.NUM_TEXT_TOKENS, special=stages.SPECIAL_IDS)
+    write_tokenizer(tokenizer, folder, special=stages.SPECIAL_IDS)
+    _write_json(folder / "preprocessor_config.json", _preprocessor())
+    _write_json(folder / "chat_template.json", {"chat_template": CHAT_TEMPLATE})
+    _write_json(
+        folder / "generation_config.json",
+        {
+            "eos_token_id": stages.SPECIAL_IDS["<|im_end|>"],
+            "pad_token_id": stages.SPECIAL_IDS["<|endoftext|>"],
+        },
+    )
+
+
+def assemble(run: Path, streams: list[Stream], out: Path) -> None:
+    """Writes the model that the stages in `run` trained to `out`, in bfloat16.
+
+    run/text holds the files of `write_companions`. Raises ValueError for a stage that never ran.
+    """
+    omni = Omni(stages.spark_config())
+    adopt(omni.thinker, run / "thinker", prefix="thinker.")
+    adopt(omni.talker, run / "talker", prefix="talker.")
+    adopt(omni.token2wav.code2wav_dit_model, run / "dit")
+    adopt(omni.token2wav.code2wav_bigvgan_model, run / "vocoder")
+    model = LoadedModel(omni.eval(), voices(streams), run / "text")
+    save(model, out, dtype=torch.bfloat16, token2wav_dtype=torch.bfloat16)
+
+
+def voices(streams: list[Stream]) -> dict[str, Voice]:
+    """A voice for every stream, Chelsie first as in the official file."""
+    found = {}
+    for stream in sorted(streams, key=lambda s: s.voice):
+        print_ = voice_print(np.asarray(stream.mel[:VOICE_FRAMES], np.float32))
+        found[stream.voice] = Voice(
+            stages.VOICE_TOKENS[stream.voice],
+            torch.from_numpy(print_.cond),
+            torch.from_numpy(print_.ref_mel),
+        )
+    return found
+
+
+def adopt(module: nn.Module, folder: Path, *, prefix: str = "") -> None:
+    """Loads the best weights of a stage into the module; training-only heads stay behind."""
+    weights: dict[str, Tensor] = {
+        name.removeprefix(prefix): value
+        for name, value in best_weights(folder).items()
+        if name.startswith(prefix)
+    }
+    module.load_state_dict(weights)
+
+
+def _texts() -> Iterator[str]:
+    rng = np.random.default_rng(0)
+    for _ in range(NUM_VOCABULARY_CASES):
+        case = talk.sample(rng, split="train")
+        yield from (text for _, text in case.turns)
+        yield case.answer
+        yield from (case.heard or "", case.system or "")
+    for fixed in (SPEECH_SYSTEM_PROMPT, DEFAULT_SYSTEM_PROMPT, "system\n", "user\n", "assistant\n"):
+        yield from [fixed] * 200
+
+
+def _preprocessor() -> dict:
+    return {
+        "chunk_length": 300,
+        "dither": 0.0,
+        "feature_extractor_type": "WhisperFeatureExtractor",
+        "feature_size": 128,
+        "hop_length": 160,
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+        "max_pixels": MAX_PIXELS,
+        "merge_size": 2,
+        "min_pixels": MIN_PIXELS,
+        "n_fft": 400,
+        "n_samples": 4800000,
+        "nb_max_frames": 30000,
+        "padding_side": "right",
+        "padding_value": 0.0,
+        "patch_size": 14,
+        "processor_class": "Qwen2_5OmniProcessor",
+        "return_attention_mask": True,
+        "sampling_rate": 16000,
+        "temporal_patch_size": 2,
+    }
+
+
+def _write_json(path: Path, value: dict) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n")
