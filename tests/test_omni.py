@@ -1,17 +1,24 @@
-"""The whole network has exactly the tensors of the official checkpoints."""
+"""The whole network has exactly the tensors of the official checkpoints, and reads them all."""
 
 import json
 import re
 from dataclasses import replace
+from functools import cache
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny import GEOMETRIES
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
+import thinktalk
 from thinktalk.config import OmniConfig
 from thinktalk.model.omni import Omni
+from thinktalk.weights import NEVER_USED
 
 NAMES = Path(__file__).parent / "golden" / "official_names.txt"
 FILTER_TAPS = 12
@@ -76,6 +83,7 @@ def shape_of(name: str, shape: str) -> list[int]:
     return json.loads(shape)
 
 
+@cache
 def meta_omni(geometry: str) -> Omni:
     with torch.device("meta"):
         return Omni(official_config(geometry))
@@ -120,3 +128,37 @@ def test_official_index_size() -> None:
     num_activations = sum(name.endswith("act.alpha") for name in omni.state_dict())
     filters = 2 * num_activations * FILTER_TAPS * 4
     assert stored + sinusoids + filters == 22_366_403_936
+
+
+class Reading(TorchFunctionMode):
+    """Collects every parameter that any computation takes as an argument."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen: set[int] = set()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        leaves = tree_leaves((args, kwargs or {}))
+        if func.__name__ != "__get__":  # .dtype, .device and .shape read no numbers
+            self.seen |= {id(leaf) for leaf in leaves if isinstance(leaf, nn.Parameter)}
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("geometry", "exact"), [("7b", False), ("3b", True)])
+def test_every_parameter_is_read(tiny_checkpoint, geometry: str, exact: bool) -> None:
+    """A question with all media and a spoken answer pass through all parameters but the listed."""
+    model = thinktalk.load(tiny_checkpoint(geometry))
+    content = [
+        {"type": "audio", "audio": np.zeros(16_000, np.float32)},
+        {"type": "image", "image": np.zeros((56, 56, 3), np.uint8)},
+        {"type": "text", "text": "?"},
+    ]
+    with Reading() as reading:
+        thinktalk.generate(
+            model, [{"role": "user", "content": content}],
+            exact=exact, max_text_tokens=3, max_codec_ids=30,
+        )  # fmt: skip
+    parameters = dict(model.omni.named_parameters())
+    unread = {name for name, parameter in parameters.items() if id(parameter) not in reading.seen}
+    assert unread == NEVER_USED.keys()
+    assert all(len(reason) > 20 for reason in NEVER_USED.values())
