@@ -158,7 +158,7 @@ class Token2Wav(nn.Module):
         num_ids: ids chosen so far; blocks: blocks already rendered; finished: no more will come.
         """
         block = self.config.dit_config.codes_per_block
-        left = num_ids - blocks * block
+        left = max(0, num_ids - blocks * block)
         return min(left, 2 * block) if finished or left >= 2 * block else 0
 
     @torch.no_grad()

@@ -23,7 +23,11 @@ class Ecapa(nn.Module):
             self.blocks.append(SeRes2Net(channels, out, kernel, dilation, config))
             channels = out
         joined = sum(channels for channels, _, _ in middle)
-        assert joined == last[0], f"enc_channels: the last must be {joined}, the sum of the middle"
+        if joined != last[0]:
+            raise ValueError(
+                f"config.json: the last of enc_channels is {last[0]}; it must be the sum of the "
+                f"middle ones, {joined}"
+            )
         self.mfa = Tdnn(joined, *last)
         self.asp = AttentivePooling(last[0], config.enc_attention_channels)
         self.fc = nn.Conv1d(2 * last[0], config.enc_dim, 1)

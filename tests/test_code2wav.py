@@ -1,0 +1,244 @@
+"""Exact synthesis equals the reference; windowed synthesis equals itself however ids arrive."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from recorded_voice import (
+    COND,
+    CONFIG,
+    IDS,
+    NOISE,
+    REF_MEL,
+    SEED,
+    SEEDED_IDS,
+    TENSORS,
+    recorded_network,
+)
+from torch import Tensor
+
+from thinktalk.config import Token2WavConfig
+from thinktalk.model.code2wav import Token2Wav, VoiceState, frame_noise
+
+RECORDED = recorded_network()
+
+
+def light_network() -> Token2Wav:
+    """The recorded DiT with a vocoder of few convolutions."""
+    torch.manual_seed(0)
+    vocoder = replace(
+        CONFIG.bigvgan_config, resblock_kernel_sizes=(7,), resblock_dilation_sizes=((5,),)
+    )
+    network = Token2Wav(replace(CONFIG, bigvgan_config=vocoder)).eval().requires_grad_(False)
+    network.code2wav_dit_model.load_state_dict(RECORDED.code2wav_dit_model.state_dict())
+    return network
+
+
+NETWORK = light_network()
+DIT = NETWORK.code2wav_dit_model
+FULL_CONTEXT = NETWORK.code2wav_bigvgan_model.context_frames
+EULER = DIT.schedule("euler")
+VOICE = {"cond": COND[:1], "ref_mel": REF_MEL[:1]}
+LONG = torch.cat((IDS[0], IDS[1]))[None]  # 58 ids: four blocks of 12 and a short one
+
+
+def test_reference() -> None:
+    wave = RECORDED.synthesize_exact(IDS[:1], **VOICE, noise=NOISE[:1])
+    expected = TENSORS["wave"]
+    assert wave.shape == (1, 29 * RECORDED.samples_per_id) == (1, len(expected))
+    assert (wave[0] - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+def test_noise_is_the_references_by_default() -> None:
+    wave = NETWORK.synthesize_exact(IDS[:1, :SEEDED_IDS], **VOICE, seed=SEED)
+    expected = NETWORK.vocode(TENSORS["seeded_mel"].mT)
+    assert (wave - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("solver", ("exact", "windowed"))
+def test_shortest_utterances(solver: str) -> None:
+    synthesize = NETWORK.synthesize_exact if solver == "exact" else NETWORK.synthesize
+    assert synthesize(IDS[:1, :0], **VOICE).shape == (1, 0)
+    one = synthesize(IDS[:1, :1], **VOICE)
+    assert one.shape == (1, NETWORK.samples_per_id) and one.isfinite().all() and one.std() > 0
+
+
+def test_refusals() -> None:
+    rows = CONFIG.dit_config.num_embeds
+    for bad in (-1, rows):
+        with pytest.raises(ValueError, match=f"0..{rows - 1}"):
+            NETWORK.synthesize(torch.tensor([[3, bad]]), **VOICE)
+    config = replace(DIT.config, max_position_embeddings=50)
+    short = Token2Wav(replace(NETWORK.config, dit_config=config))
+    with pytest.raises(ValueError, match="windowed"):
+        short.synthesize_exact(IDS[:1], **VOICE)
+
+
+# ---- windowed: one definition, many arrivals
+
+
+def live(
+    arrivals: Iterable[int],
+    ids: Tensor = LONG,
+    *,
+    context_frames: int | None = None,
+    seed: int = 0,
+    network: Token2Wav = NETWORK,
+) -> Tensor:
+    """ids [1,n] arriving in portions -> the samples [1, n * samples_per_id], block by block."""
+    state = network.new_state(1, EULER, context_frames=context_frames)
+    state.reset(0, voice=network.voice(**VOICE, schedule=EULER)[0], seed=seed)
+    waves, arrived, left = [], 0, ids.shape[1]
+    for portion in (*arrivals, 0):
+        arrived, left = arrived + portion, left - portion
+        while count := network.block_due(arrived, blocks=int(state.blocks), finished=left == 0):
+            start = int(state.blocks) * 12
+            window = ids[:, start : start + count]
+            assert start + count <= arrived
+            waves += network.step(state, window, counts=torch.tensor([count]), schedule=EULER)
+    assert left == 0
+    return torch.cat(waves)[None]
+
+
+@pytest.mark.parametrize("length", (1, 11, 12, 13, 23, 24, 25, 36, 58))
+def test_arrival_does_not_matter(length: int) -> None:
+    """Bit for bit; and up to rounding the same as the whole utterance at once."""
+    ids = LONG[:, :length]
+    once = live([length], ids, context_frames=FULL_CONTEXT)
+    assert once.shape == (1, length * NETWORK.samples_per_id)
+    for portion in (1, 5, 12, 13):
+        full, rest = divmod(length, portion)
+        arrivals = [portion] * full + [rest] * (rest > 0)
+        assert torch.equal(live(arrivals, ids, context_frames=FULL_CONTEXT), once)
+    whole = NETWORK.synthesize(ids, **VOICE)
+    assert (once - whole).abs().max() < 1e-6
+
+
+def test_samples_come_as_early_as_the_context_allows() -> None:
+    state = NETWORK.new_state(1, EULER, context_frames=20)
+    state.reset(0, voice=NETWORK.voice(**VOICE, schedule=EULER)[0], seed=0)
+    sizes = []
+    for block in range(5):
+        window = LONG[:, 12 * block : 12 * block + 24]
+        counts = torch.tensor([window.shape[1]])
+        (samples,) = NETWORK.step(state, window, counts=counts, schedule=EULER)
+        sizes.append(len(samples) // 240)
+    assert sizes == [4, 24, 24, 24, 20 + 20]  # the last block has 10 ids
+    assert NETWORK.block_due(23, blocks=0, finished=False) == 0
+    assert NETWORK.block_due(24, blocks=0, finished=False) == 24
+
+
+def test_practical_context(record_property: Callable[[str, object], None]) -> None:
+    """Less context than the vocoder's reach, for less delay: the error is stated, not hidden."""
+    whole = NETWORK.synthesize(LONG, **VOICE)
+    error = (live([58]) - whole).abs().max() / whole.abs().max()
+    record_property("relative error at the practical context", float(error))
+    assert NETWORK.practical_context < FULL_CONTEXT
+    assert 0 < error < 1e-3
+    rough = (live([58], context_frames=FULL_CONTEXT // 4) - whole).abs().max() / whole.abs().max()
+    assert rough > 3 * error
+
+
+def test_practical_context_of_the_published_networks() -> None:
+    with torch.device("meta"):
+        network = Token2Wav(Token2WavConfig())
+    assert network.practical_context == 21
+
+
+def test_the_past_is_exact() -> None:
+    """Without a look-ahead layer nothing is cut off: windowed and full sequence are the same."""
+    blind = replace(NETWORK.config, dit_config=replace(DIT.config, look_ahead_layers=()))
+    network = Token2Wav(blind).eval().requires_grad_(False)
+    network.load_state_dict(NETWORK.state_dict())
+    for solver in ("euler", "rk4"):
+        schedule = network.code2wav_dit_model.schedule(solver, num_points=6)
+        windowed = network.windowed_mel(LONG, **VOICE, seed=3, schedule=schedule)
+        noise = frame_noise(3, 0, 116, dit=DIT)[None]
+        full = network.code2wav_dit_model.sample(LONG, **VOICE, noise=noise, schedule=schedule)
+        assert (windowed - full).abs().max() < 1e-5 * full.abs().max()
+
+
+def test_distance_to_the_exact_synthesis(record_property: Callable[[str, object], None]) -> None:
+    """What the cut after one block of look-ahead costs, with the same noise and solver."""
+    full = DIT.sample(LONG, **VOICE, noise=frame_noise(0, 0, 116, dit=DIT)[None], schedule=EULER)
+    difference = NETWORK.windowed_mel(LONG, **VOICE) - full
+    distance = float(difference.square().mean().sqrt() / full.std())
+    record_property("rms distance of the windowed mel, relative to its deviation", distance)
+    assert 0 < distance < 0.02
+    last_two = difference[:, 3 * 24 :]  # of the last block and the one before nothing is cut off
+    assert last_two.abs().max() < 0.5 * difference.abs().max()
+
+
+# ---- rows
+
+
+def test_rows_in_different_phases_do_not_know_of_each_other() -> None:
+    """Utterances that begin at different times, in one batch, are as if alone."""
+    voices = NETWORK.voice(COND, REF_MEL, EULER)
+    state = NETWORK.new_state(2, EULER)
+    state.reset(0, voice=voices[0], seed=1)
+    early = []
+    for block in range(2):
+        early += step_rows(state, [0], [LONG[0, 12 * block :]])
+    state.reset(1, voice=voices[1], seed=2)
+    together = [
+        step_rows(state, [0, 1], [LONG[0, 12 * b + 24 :], IDS[1, 12 * b :]]) for b in (0, 1)
+    ]
+    (last,) = step_rows(state, [1], [IDS[1, 24:]])
+    first_row = torch.cat([*early, together[0][0], together[1][0]])
+    second_row = torch.cat([together[0][1], together[1][1], last])
+    for row, (got, ids) in enumerate(((first_row, LONG), (second_row, IDS[1:]))):
+        given = {"cond": COND[row : row + 1], "ref_mel": REF_MEL[row : row + 1]}
+        alone = NETWORK.synthesize(ids, **given, seed=row + 1)[0, : len(got)]
+        assert (got - alone).abs().max() < 1e-3 * alone.abs().max()
+    assert len(second_row) == 29 * NETWORK.samples_per_id
+
+
+def step_rows(state: VoiceState, rows: list[int], rests: list[Tensor]) -> list[Tensor]:
+    """Renders the next block of some rows; rests: their ids from that block on."""
+    part = state.rows(rows)
+    counts = torch.tensor([min(len(rest), 24) for rest in rests])
+    ids = torch.stack(
+        [torch.nn.functional.pad(rest[:24], (0, max(0, 24 - len(rest)))) for rest in rests]
+    )
+    waves = NETWORK.step(part, ids, counts=counts, schedule=EULER)
+    state.write(rows, part)
+    return waves
+
+
+def test_reset_of_a_row_leaves_the_others_bit_identical() -> None:
+    voices = NETWORK.voice(COND, REF_MEL, EULER)
+    state = NETWORK.new_state(3, EULER)
+    for row in range(3):
+        state.reset(row, voice=voices[row % 2], seed=row)
+    ids = torch.stack([LONG[0, 5 * row : 5 * row + 24] for row in range(3)])
+    counts = torch.tensor([24, 24, 24])
+    NETWORK.step(state, ids, counts=counts, schedule=EULER)
+    fork = state.rows([0, 1, 2])
+    fork.reset(1, voice=voices[0], seed=9)
+    for field in fields(VoiceState):
+        kept, reset = getattr(state, field.name), getattr(fork, field.name)
+        assert torch.equal(kept[[0, 2]], reset[[0, 2]]), field.name
+    old = NETWORK.step(state, ids, counts=counts, schedule=EULER)
+    new = NETWORK.step(fork, ids, counts=counts, schedule=EULER)
+    assert torch.equal(old[0], new[0]) and torch.equal(old[2], new[2])
+    fresh = NETWORK.new_state(1, EULER)
+    fresh.reset(0, voice=voices[0], seed=9)
+    (alone,) = NETWORK.step(fresh, ids[1:2], counts=counts[1:2], schedule=EULER)
+    assert torch.allclose(new[1], alone, atol=1e-6)  # nothing is left of the row before
+
+
+def test_noise_is_keyed_by_seed_and_frame() -> None:
+    whole = frame_noise(7, 0, 100, dit=DIT)
+    for start, stop in ((0, 24), (23, 25), (24, 48), (50, 51), (30, 100)):
+        assert torch.equal(frame_noise(7, start, stop, dit=DIT), whole[start:stop])
+    assert abs(whole.mean()) < 0.05 and abs(whole.std() - 1) < 0.05
+    assert not torch.equal(frame_noise(8, 0, 24, dit=DIT), whole[:24])
+    assert not torch.equal(whole[:24], whole[24:48])
+
+
+def test_another_seed_is_another_sound() -> None:
+    first, again, other = (NETWORK.synthesize(IDS[:1], **VOICE, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert (first - other).abs().max() > 0.01 * first.abs().max()
