@@ -144,6 +144,13 @@ class DecoderConfig(_Section):
     def to_dict(self) -> dict[str, Any]:
         return super().to_dict() | {"tie_word_embeddings": False, "hidden_act": "silu"}
 
+    def __post_init__(self) -> None:
+        if 2 * sum(self.mrope_section) != self.head_size:
+            raise ValueError(
+                f"config.json: mrope_section {list(self.mrope_section)} of {self.MODEL_TYPE} must "
+                f"add up to half of the head size {self.head_size}"
+            )
+
     @property
     def head_size(self) -> int:
         return self.hidden_size // self.num_attention_heads

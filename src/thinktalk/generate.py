@@ -78,7 +78,9 @@ def generate(
 
     exact: the reference's computation (whole-clip mel maximum, full-sequence DiT with its 36
     evaluations, its noise) instead of the windowed one that the live engine equals.
-    on_text: called with every piece of text as it is written.
+    max_text_tokens, max_codec_ids: where the reply and its speech end at the latest; a reply also
+    ends where the model's context is full.
+    on_text: called with every piece of text as soon as it is certain; never with an empty one.
     Raises ValueError, before any model work, for an unknown voice and for media that cannot be
     read or do not fit.
     """
@@ -97,20 +99,18 @@ def generate(
     )
     with torch.inference_mode():
         thought = Thought(omni, prompt, max_text_tokens=max_text_tokens)
-        text_ids = []
+        text_ids: list[int] = []
         decoder = tokenizer.incremental_decoder()
         for token in think(thought, sampling=text, seed=seed):
             text_ids.append(token)
-            if on_text is not None:
-                on_text(decoder.push(token))
-        if on_text is not None:
-            on_text(decoder.finish())
-        codec_ids, audio = [], np.zeros(0, np.float32)
+            _tell(on_text, decoder.push(token))
+        _tell(on_text, decoder.finish())
+        codec_ids: list[int] = []
+        audio = np.zeros(0, np.float32)
         if chosen is not None:
-            rows = talk(
+            codec_ids += talk(
                 thought, voice=chosen, sampling=speech, seed=seed, max_codec_ids=max_codec_ids
             )
-            codec_ids = list(rows)
             audio = render(omni, codec_ids, voice=chosen, seed=seed, exact=exact)
     reply = tokenizer.decode(text_ids)
     return Answer(reply, audio, text_ids, codec_ids, parse_tool_calls(reply))
@@ -119,13 +119,13 @@ def generate(
 class Thought:
     """A prompt inside the Thinker, and what its reply leaves for the Talker.
 
-    Holds the cache of one row. reply_rows [n, C]: state plus embedding of every reply token that
-    was fed back, in order.
+    Holds the cache of one row. embeddings and hidden [T,C]: the prompt's, placeholders filled.
+    reply_rows, each [1,C]: state plus embedding of every reply token that was fed back, in order.
     """
 
     def __init__(self, omni: Omni, prompt: Prompt, *, max_text_tokens: int):
         thinker, config = omni.thinker, omni.config.thinker_config
-        self.omni, self.prompt = omni, prompt
+        self.omni = omni
         device = thinker.lm_head.weight.device
         self.ids = torch.from_numpy(prompt.ids).to(device)
         mels = [torch.from_numpy(mel).to(device) for mel in prompt.mels]
@@ -146,13 +146,14 @@ class Thought:
             images=thinker.encode_patches(images),
             videos=thinker.encode_patches(videos),
         )
+        context = config.text_config.max_position_embeddings
+        self.limit = min(max_text_tokens, context - len(self.ids))
         self.cache, self.table = single_row(
             config.text_config,
-            capacity=len(self.ids) + max_text_tokens,
+            capacity=len(self.ids) + self.limit,
             dtype=self.embeddings.dtype,
             device=device,
         )
-        self.limit = max_text_tokens
         self.hidden = thinker(
             self.embeddings[None],
             positions=self.positions.to(device)[:, None],
@@ -176,7 +177,11 @@ class Thought:
 
 
 def think(thought: Thought, *, sampling: Sampling, seed: int) -> Iterator[int]:
-    """Yields text ids until the stop id or the limit; the last one is not fed back."""
+    """Yields text ids until the stop id or the limit.
+
+    As in the reference, the last id is not fed back and so leaves no row for the Talker, be it the
+    stop id or the one at the limit. A reply of a single id, which the reference cannot speak, is.
+    """
     thinker, config = thought.omni.thinker, thought.omni.config.thinker_config
     hidden = thought.hidden[-1:]
     seen = _history(thought.ids, config.text_config.vocab_size)
@@ -245,6 +250,8 @@ def talk(
         if int(token.item()) in config.stop_ids:
             return
         yield int(token.item())
+        if step + 1 == max_codec_ids:
+            return
         row = reply[step] if step < len(reply) else pad
         hidden = talker(
             (talker.embed_codec(token) + row)[None],
@@ -278,9 +285,16 @@ def load_processor(folder: Path) -> Processor:
 
 def _voice(model: LoadedModel, name: str) -> Voice:
     if name not in model.voices:
-        known = ", ".join(model.voices) or "none: the checkpoint has no spk_dict.pt"
-        raise ValueError(f"unknown voice {name!r}; this model has {known}")
+        remedy = f"choose one of {', '.join(model.voices)}"
+        if not model.voices:
+            remedy = "the checkpoint has none: add its spk_dict.pt, or use speak=False"
+        raise ValueError(f"unknown voice {name!r}; {remedy}")
     return model.voices[name]
+
+
+def _tell(listener: Callable[[str], None] | None, piece: str) -> None:
+    if listener is not None and piece:
+        listener(piece)
 
 
 def _positive(**limits: int) -> None:

@@ -24,6 +24,8 @@ class StepPlan:
     lengths: int64 [B] how many of this step's T tokens are real; the padding behind them is
         computed but never stored.
     context: the largest starts + T of this step, known on the host so that no sync is needed.
+
+    The blocks of a row must hold starts + lengths positions: nothing checks that on the device.
     """
 
     tables: Tensor
@@ -108,6 +110,8 @@ def single_row(
 
 def row_plan(table: Tensor, *, start: int, num_tokens: int) -> StepPlan:
     """The plan that appends `num_tokens` to a single row that holds `start` positions."""
+    room = table.shape[1] * BLOCK_POSITIONS
+    assert start + num_tokens <= room, f"{start} + {num_tokens} positions in a cache of {room}"
     return StepPlan(
         tables=table,
         starts=torch.tensor([start], device=table.device),

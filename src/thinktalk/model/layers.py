@@ -69,7 +69,7 @@ def _attend_plainly(
 def rotary_frequencies(dim: int, *, theta: float, device: torch.device | None = None) -> Tensor:
     """[dim/2] angular frequencies theta^(-2i/dim) in float32 (Su et al. 2021)."""
     exponent = torch.arange(0, dim, 2, dtype=torch.float32, device=device) / dim
-    return theta**-exponent
+    return 1.0 / theta**exponent  # rounds as the reference does; theta**-exponent does not
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
