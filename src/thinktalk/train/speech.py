@@ -35,8 +35,10 @@ def held_out_starts(streams: list[Stream], *, frames: int, grid: int) -> list[tu
     """A fixed set of crops from the ends of the streams, which training never touches."""
     starts = []
     for number, stream in enumerate(streams):
-        first = -(-stream.train_frames // grid) * grid
-        places = np.linspace(first, len(stream.mel) - frames, NUM_TEST_CROPS // len(streams))
+        last = len(stream.mel) - frames
+        places = np.linspace(
+            min(stream.train_frames + grid, last), last, NUM_TEST_CROPS // len(streams)
+        )
         starts += [(number, int(place) // grid * grid) for place in places]
     return starts
 

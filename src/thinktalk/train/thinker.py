@@ -47,7 +47,7 @@ class ThinkerTask:
     def _draw(
         self, rng: np.random.Generator, rows: list[dict[str, Any]], task: str | None
     ) -> Dialogue:
-        if rng.random() < SPOKEN_SHARE:
+        if rows and rng.random() < SPOKEN_SHARE:
             return self.dialogues.heard(rows[rng.integers(len(rows))], rng)
         return self.dialogues.typed(rng, task=task)
 

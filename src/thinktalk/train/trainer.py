@@ -7,7 +7,7 @@ leg continues exactly where the last checkpoint stood.
 import json
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -235,8 +235,9 @@ def _evaluate(out: Path, step: int, task: Task, averaged: dict[str, Tensor] | No
 
 
 def _log(out: Path, step: int, figures: list[dict[str, Tensor]], seconds: float) -> None:
-    names = figures[0].keys()
-    means = {n: torch.stack([f[n].float() for f in figures]).mean().item() for n in names}
+    names = dict.fromkeys(name for row in figures for name in row)  # not every batch has all
+    shown = {n: torch.stack([f[n].float() for f in figures if n in f]) for n in names}
+    means = {n: values.mean().item() for n, values in shown.items()}
     _write(out, {"step": step, "seconds": round(seconds, 1)} | means)
 
 
@@ -246,7 +247,7 @@ def _write(out: Path, row: dict[str, Any]) -> None:
         file.write(json.dumps(row) + "\n")
 
 
-def curve(folder: Path) -> Iterable[dict[str, Any]]:
+def curve(folder: Path) -> list[dict[str, Any]]:
     """The rows of a stage's log."""
     with (folder / "log.jsonl").open() as file:
         return [json.loads(line) for line in file]

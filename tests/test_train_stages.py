@@ -1,0 +1,199 @@
+"""Every stage on a tiny real corpus: its loss falls, and what it trained becomes a model that runs.
+
+The corpus is spoken by flite and espeak-ng; the networks are spark's, made smaller.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import thinktalk
+from thinktalk.config import OmniConfig, SpeechTokenizerConfig
+from thinktalk.media.mel import voice_mel
+from thinktalk.playroom import dataset
+from thinktalk.train import recipe, stages
+from thinktalk.train.assemble import assemble, write_companions
+from thinktalk.train.conversations import IGNORED, spell
+from thinktalk.train.streams import codec_ids, open_streams
+from thinktalk.train.trainer import Stage, best_weights, curve, train
+from thinktalk.train.voice import REF_MEL_FRAMES, voice_print
+
+SENTENCES = (
+    "the red bird is happy.", "three plus four is seven.", "the opposite of hot is cold.",
+    "two, three, four, five, six.", "the capital of france is paris.", "you said: a big horse.",
+)  # fmt: skip
+STEPS = {"tokenizer": 30, "vocoder": 4, "thinker": 30, "dit": 30, "talker": 30}
+FIGURES = {
+    "tokenizer": "mel", "vocoder": "spectra", "thinker": "text", "dit": "velocity",
+    "talker": "codec",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    replies = [(text, voice, 1.0) for voice in ("Chelsie", "Ethan") for text in SENTENCES * 8]
+    dataset.make_speech_corpus(folder / recipe.REPLIES, replies, workers=2)
+    for name, split in ((recipe.QUESTIONS, "train"), (recipe.TEST_QUESTIONS, "test")):
+        dataset.make_question_corpus(folder / name, seed=1, num_cases=12, split=split, workers=2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All stages, a few steps each, in the order in which they build on one another."""
+    folder = tmp_path_factory.mktemp("run")
+    write_companions(folder / "text")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages, "spark_config", small_config)
+        for name in ("tokenizer", "vocoder", "thinker", "dit", "talker"):
+            make_stage, make_task = recipe.STAGES[name]
+            torch.manual_seed(0)
+            train(quick(make_stage), make_task(data, folder), folder / name, log_every=2)
+    return folder
+
+
+def small_config() -> OmniConfig:
+    config = spark_config()
+    thinker, talker, token2wav = (
+        config.thinker_config, config.talker_config, config.token2wav_config,
+    )  # fmt: skip
+    vocoder = replace(
+        token2wav.bigvgan_config,
+        upsample_initial_channel=64,
+        resblock_kernel_sizes=(3,),
+        resblock_dilation_sizes=((1, 3, 5),),
+    )
+    return OmniConfig(
+        replace(thinker, text_config=replace(thinker.text_config, num_hidden_layers=1)),
+        replace(talker, num_hidden_layers=1),
+        replace(token2wav, bigvgan_config=vocoder),
+    )
+
+
+spark_config = stages.spark_config  # before the fixture puts the small one in its place
+
+
+def quick(make_stage: Callable[[], Stage]) -> Stage:
+    stage = make_stage()
+    return replace(stage, steps=STEPS[stage.name], batch_size=4, warmup_steps=3, ema=0.5)
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_the_loss_falls(run: Path, name: str) -> None:
+    losses = [row[FIGURES[name]] for row in curve(run / name) if FIGURES[name] in row]
+    assert losses[-1] < losses[0]
+    assert all(np.isfinite(losses))
+
+
+def test_the_result_is_a_checkpoint_that_answers(run: Path, data: Path, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages, "spark_config", small_config)
+        assemble(run, open_streams(data / recipe.REPLIES), tmp_path)
+    model = thinktalk.load(tmp_path)
+    assert list(model.voices) == ["Chelsie", "Ethan"]
+    answer = thinktalk.generate(model, ["hello."], max_text_tokens=5, max_codec_ids=13)
+    assert len(answer.audio) == 480 * len(answer.codec_ids)
+    stored = best_weights(run / "thinker")["thinker.lm_head.weight"]
+    assert torch.equal(model.omni.thinker.lm_head.weight, stored.bfloat16().float())
+
+
+def test_unused_codec_ids_share_one_class(run: Path, data: Path) -> None:
+    """The Talker's trained softmax over classes is the full softmax over the spread weights."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages, "spark_config", small_config)
+        task = recipe._talker_task(data, run)
+    task.module.load_state_dict(best_weights(run / "talker"))
+    hidden = torch.randn(3, task.talker.config.hidden_size)
+    by_class = task._class_logits(hidden).softmax(-1)
+    task.spread_unused()
+    full = task.talker.logits(hidden).softmax(-1)
+    assert torch.allclose(by_class[:, :-1], full[:, task.classes[:-1]], atol=1e-6)
+
+
+def test_talker_rows_follow_the_layout_of_generation(run: Path, data: Path) -> None:
+    """Prompt, voice, then one reply row for every codec id; the labels are the ids, one ahead."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages, "spark_config", small_config)
+        task = recipe._talker_task(data, run)
+    row, ids = task.train_replies[0]
+    batch = task._tensors([(row, ids)], np.random.default_rng(0), noisy=False)
+    width = batch["ids"].shape[1]
+    learned = batch["labels_codec"][0] != IGNORED
+    start = int(learned.nonzero()[0])  # the position that predicts the first id
+    config = task.talker.config
+    assert batch["labels_codec"][0, learned].tolist()[:-1] == ids.tolist()
+    assert batch["codec_ids"][0, start - 1] == config.tts_codec_pad_token_id
+    assert batch["codec_ids"][0, start] == config.tts_codec_start_token_id
+    assert batch["codec_ids"][0, start + 1 : start + 1 + len(ids)].tolist() == ids.tolist()
+    places = batch["row_places"][0].tolist()
+    assert places[: start - 1] == list(range(start - 1))
+    assert places[start - 1] == width
+    reply = len(task.dialogues.tokenizer.encode(row["text"]))
+    assert places[start : start + reply] == list(range(start - 1, start - 1 + reply))
+    assert places[start + reply] == width + 1
+    assert set(places[start + reply + 1 : start + 1 + len(ids)]) == {width + 2}
+
+
+def test_codec_ids_of_a_stream_do_not_depend_on_the_cut(
+    run: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from thinktalk.model.speech_tokenizer import SpeechTokenizer
+    from thinktalk.train import streams
+
+    stream = open_streams(data / recipe.REPLIES)[0]
+    tokenizer = SpeechTokenizer(SpeechTokenizerConfig()).eval()
+    tokenizer.load_state_dict(best_weights(run / "tokenizer"))
+    whole = codec_ids(stream, tokenizer)
+    monkeypatch.setattr(streams, "CHUNK_FRAMES", 300)
+    cut = codec_ids(stream, tokenizer)
+    assert len(cut) == len(whole) == len(stream.mel) // 2
+    assert (cut == whole).mean() > 0.99
+
+
+def test_a_stream_is_its_clips_in_order(data: Path) -> None:
+    corpus = dataset.open_corpus(data / recipe.REPLIES)
+    stream = open_streams(data / recipe.REPLIES)[1]
+    row = stream.rows[3]
+    clip = corpus.clip(row)
+    there = stream.wave[row["frame"] * 240 :][: len(clip)].astype(np.float32) / 32768
+    assert np.array_equal(there, clip)
+    middle = slice(10, row["frames"] - 10)
+    mel = stream.mel[row["frame"] : row["frame"] + row["frames"]]
+    assert np.abs(mel[middle] - voice_mel(clip)[middle]).max() < 0.01
+
+
+def test_voices_differ_and_short_recordings_are_refused(data: Path) -> None:
+    first, second = (
+        voice_print(np.asarray(stream.mel, np.float32))
+        for stream in open_streams(data / recipe.REPLIES)
+    )
+    assert first.cond.shape == (1, 160)
+    assert first.ref_mel.shape == (1, REF_MEL_FRAMES, 80)
+    assert np.abs(first.cond - second.cond).max() > 0.1
+    with pytest.raises(ValueError, match="at least 4 s"):
+        voice_print(np.zeros((100, 80), np.float32))
+
+
+def test_transcripts_are_spelled_without_blanks() -> None:
+    assert spell("A b, c!") == [2, 1, 3, 1, 4]
+    assert 0 not in spell("the grün weiß o'clock")
+
+
+def test_thinker_learns_only_the_reply(run: Path, data: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages, "spark_config", small_config)
+        task = recipe._thinker_task(data, run)
+    batch = task.batch(np.random.default_rng(2), 6)
+    for ids, labels in zip(batch["ids"], batch["labels"], strict=True):
+        learned = labels[labels != IGNORED]
+        assert learned[-1] == task.thinker.config.eos_token_id
+        text = task.dialogues.tokenizer.decode(ids.tolist(), keep_special=True)
+        reply = task.dialogues.tokenizer.decode(learned.tolist(), keep_special=True)
+        assert text.split("<|im_start|>assistant\n")[-1].startswith(reply)
+    assert isinstance(task.thinker, nn.Module)
