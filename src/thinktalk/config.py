@@ -205,25 +205,26 @@ class ThinkerConfig(_Section):
         return self.audio_token_index, self.image_token_index, self.video_token_index
 
 
+# The Talker's section of the file repeats these keys of the Thinker's.
+_COPIED_TO_TALKER = (
+    "audio_token_index",
+    "image_token_index",
+    "video_token_index",
+    "audio_start_token_id",
+    "audio_end_token_id",
+    "vision_start_token_id",
+    "vision_end_token_id",
+    "position_id_per_seconds",
+    "seconds_per_chunk",
+)
+
+
 @dataclass(frozen=True)
 class TalkerConfig(DecoderConfig):
     """The decoder that turns Thinker states and text into codec ids, and its special ids."""
 
     MODEL_TYPE = "qwen2_5_omni_talker"
-    IGNORED = DecoderConfig.IGNORED | frozenset(
-        {
-            "audio_token_index",
-            "image_token_index",
-            "video_token_index",
-            "audio_start_token_id",
-            "audio_end_token_id",
-            "vision_start_token_id",
-            "vision_end_token_id",
-            "position_id_per_seconds",
-            "seconds_per_chunk",
-            "spatial_merge_size",
-        }
-    )
+    IGNORED = DecoderConfig.IGNORED | {*_COPIED_TO_TALKER, "spatial_merge_size"}
 
     vocab_size: int = 8448
     hidden_size: int = 896
@@ -383,18 +384,6 @@ class SpeechTokenizerConfig(_Section):
     def num_codes(self) -> int:
         return math.prod(self.fsq_levels)
 
-
-_COPIED_TO_TALKER = (
-    "audio_token_index",
-    "image_token_index",
-    "video_token_index",
-    "audio_start_token_id",
-    "audio_end_token_id",
-    "vision_start_token_id",
-    "vision_end_token_id",
-    "position_id_per_seconds",
-    "seconds_per_chunk",
-)
 
 # What transformers writes into every section whatever the network: defaults of generation, labels,
 # bookkeeping and training. None of it changes the forward computation.

@@ -19,7 +19,7 @@ from thinktalk.playroom import talk
 from thinktalk.playroom.dataset import Corpus
 
 IGNORED = -100  # label of a token that is not learned
-SPEECH_PROMPT_SHARE = 0.8  # of conversations without a system prompt of their own
+SPEECH_PROMPT_SHARE = 0.6  # of conversations without a system prompt of their own
 LENGTH_GRID = 32  # few distinct shapes: kernels are compiled for each
 LETTERS = " abcdefghijklmnopqrstuvwxyzäöüß'"  # what the auxiliary transcription spells
 

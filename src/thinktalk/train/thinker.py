@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from thinktalk.model.thinker import Thinker
-from thinktalk.train.conversations import IGNORED, LETTERS, Dialogue, Dialogues, collate, spell
+from thinktalk.train.conversations import IGNORED, LETTERS, Dialogues, collate, spell
 from thinktalk.train.trainer import to_device
 
 SPOKEN_SHARE = 0.6
-TOOL_BATCH_SHARE = 0.06  # prompts with tools are five times as long: they get batches of their own
+TOOL_BATCH_SHARE = 0.06  # their prompts are five times as long, so they have batches of their own
 NUM_TEST_DIALOGUES = 64
 TRANSCRIPTION_WEIGHT = 0.5
 MASKED_FRAMES, MASKED_BINS = 12, 16  # largest masks of SpecAugment (Park et al. 2019)
@@ -37,19 +37,18 @@ class ThinkerTask:
         thinker.visual.requires_grad_(False)  # this world has no pictures yet
 
     def batch(self, rng: np.random.Generator, size: int) -> dict[str, Any]:
+        """All spoken, or all typed and twice as many: neighbours in length, so little padding."""
         if rng.random() < TOOL_BATCH_SHARE:
-            drawn = [self._draw(rng, self.with_tools, "tool") for _ in range(size // 4)]
+            task, rows, size = "tool", self.with_tools, size // 4
         else:
-            drawn = [self._draw(rng, self.without_tools, None) for _ in range(size)]
+            task, rows = None, self.without_tools
+        if rows and rng.random() < SPOKEN_SHARE:
+            chosen = rng.integers(len(rows), size=size)
+            drawn = [self.dialogues.heard(rows[row], rng) for row in chosen]
+        else:
+            drawn = [self.dialogues.typed(rng, task=task) for _ in range(2 * size)]
         mels = [_masked(mel, rng) for d in drawn for mel in d.mels]
         return self._tensors(drawn, mels)
-
-    def _draw(
-        self, rng: np.random.Generator, rows: list[dict[str, Any]], task: str | None
-    ) -> Dialogue:
-        if rows and rng.random() < SPOKEN_SHARE:
-            return self.dialogues.heard(rows[rng.integers(len(rows))], rng)
-        return self.dialogues.typed(rng, task=task)
 
     def loss(self, batch: dict[str, Any], progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         tokens = self.thinker.encode_audio(batch["mels"])
