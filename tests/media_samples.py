@@ -4,6 +4,7 @@ import io
 import json
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -107,6 +108,7 @@ def film(
     rate: int = 44100,
     layout: str = "stereo",
     hz: float = 440.0,
+    sound_seconds: float | None = None,
 ) -> bytes:
     """A film whose k-th frame is grey level 2 k with a red square at the top left, and a tone.
 
@@ -114,7 +116,7 @@ def film(
     """
     held = io.BytesIO()
     with av.open(held, "w", format=container) as media:
-        pictures = media.add_stream(video, rate=fps) if video else None
+        pictures: Any = media.add_stream(video, rate=fps) if video else None
         sound = media.add_stream(audio, rate=rate, layout=layout) if audio else None
         if pictures is not None:
             pictures.height, pictures.width = size
@@ -127,7 +129,7 @@ def film(
                 media.mux(pictures.encode(frame))
             media.mux(pictures.encode(None))
         if sound is not None:
-            _mux_tone(media, sound, seconds, rate, layout, hz)
+            _mux_tone(media, sound, sound_seconds or seconds, rate, layout, hz)
     return held.getvalue()
 
 

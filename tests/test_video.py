@@ -153,17 +153,14 @@ def test_segments() -> None:
 def test_late_sound_is_aligned() -> None:
     """Sound that starts a second into the film stays there."""
     held = io.BytesIO()
-    with (
-        av.open(io.BytesIO(samples.film("matroska", audio="pcm_s16le", rate=16000))) as source,
-        av.open(held, "w", format="matroska") as target,
-    ):
+    data = io.BytesIO(samples.film("matroska", audio="pcm_s16le", rate=16000))
+    with av.open(data, "r") as source, av.open(held, "w", format="matroska") as target:
         streams = {s: target.add_stream_from_template(s) for s in source.streams}
         for packet in source.demux():
             if not packet.size:  # the end of a stream
                 continue
             if packet.stream.type == "audio":
-                packet.pts += 1000  # milliseconds
-                packet.dts = packet.pts
+                packet.dts = packet.pts = (packet.pts or 0) + 1000  # milliseconds
             packet.stream = streams[packet.stream]
             target.mux(packet)
     film = load_video(held.getvalue())
@@ -251,11 +248,9 @@ def test_corrupt_film_is_refused() -> None:
         load_video(bytes(data))
 
 
-@pytest.mark.parametrize(
-    "options", [{"fps": 0}, {"fps": -1}, {"num_frames": 0}, {"min_frames": 9, "max_frames": 5}]
-)
+@pytest.mark.parametrize("options", [{"fps": 0}, {"fps": -1}, {"num_frames": 0}, {"min_frames": 0}])
 def test_bad_sampling(options: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match=r"fps is|nframes is|min_frames 9"):
+    with pytest.raises(ValueError, match=r"(fps|nframes|min_frames) is -?\d"):
         load_video(samples.film("mp4", seconds=0.4), **options)  # pyright: ignore
 
 

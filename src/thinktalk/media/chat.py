@@ -62,7 +62,7 @@ OPTIONS = {
         **{"use_audio_in_video": "audio_in_video"},
     },
 }
-_CALL = re.compile(r"<tool_call>\s*(\{.*?\})\s*(?:</tool_call>|$)", re.DOTALL)
+_CALL = re.compile(r"<tool_call>\s*(?=\{)")
 
 Message = Mapping[str, Any]
 
@@ -154,15 +154,16 @@ def as_messages(inputs: str | Sequence[Any]) -> list[Message]:
 
 def parse_tool_calls(text: str) -> list[ToolCall]:
     """Return the well-formed tool calls of a reply, in order; what is malformed stays text."""
-    calls = []
-    for match in _CALL.finditer(text):
+    calls, place = [], 0
+    while match := _CALL.search(text, place):
+        place = match.end()
         try:
-            call = json.loads(match.group(1))
+            call, place = json.JSONDecoder().raw_decode(text, place)
         except ValueError:
             continue
-        arguments = call.get("arguments", {})
-        if isinstance(call.get("name"), str) and isinstance(arguments, dict):
-            calls.append(ToolCall(call["name"], arguments))
+        name, arguments = call.get("name"), call.get("arguments", {})
+        if isinstance(name, str) and isinstance(arguments, dict):
+            calls.append(ToolCall(name, arguments))
     return calls
 
 
@@ -277,7 +278,7 @@ def _call_text(call: Any, where: str) -> str:
             raise ValueError(f"{where} has tool call arguments that are not JSON") from None
     if not isinstance(name, str):
         raise ValueError(f"{where} has a tool call without a name; add it")
-    return f'{{"name": "{name}", "arguments": {_json(arguments)}}}'
+    return _json({"name": name, "arguments": arguments})
 
 
 def _json(value: Any) -> str:

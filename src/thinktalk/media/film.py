@@ -55,11 +55,9 @@ class Sampling:
             raise ValueError(f"fps is {self.fps}, but must be above 0 and at most 1000")
         if self.num_frames is not None and self.num_frames < 1:
             raise ValueError(f"nframes is {self.num_frames}, but must be at least 1")
-        if not 1 <= self.min_frames <= self.max_frames:
-            raise ValueError(
-                f"min_frames {self.min_frames} and max_frames {self.max_frames} leave no choice; "
-                "give 1 <= min_frames <= max_frames"
-            )
+        for name, value in (("min_frames", self.min_frames), ("max_frames", self.max_frames)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}, but must be at least 1")
 
     def count(self, num_source: int, seconds: Fraction) -> int:
         """Frames to take from num_source frames that last so many seconds: even, or 1 of 1."""

@@ -106,7 +106,7 @@ class Processor:
 
 
 def target_size(
-    height: int, width: int, *, cell: int, min_pixels: int, max_pixels: float
+    height: int, width: int, *, cell: int, min_pixels: float, max_pixels: float
 ) -> tuple[int, int]:
     """Return (h, w): multiples of cell, area within the limits, nearly the same shape.
 
@@ -142,7 +142,7 @@ def image_size(
         height,
         width,
         cell=processor.cell,
-        min_pixels=min_pixels or processor.min_pixels,
+        min_pixels=min_pixels or min(processor.min_pixels, max_pixels or math.inf),
         max_pixels=max_pixels or processor.max_pixels,
     )
 

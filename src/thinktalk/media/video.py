@@ -5,6 +5,7 @@ Sizes and limits as the official qwen-omni-utils and the reference's video proce
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,7 +95,7 @@ def video_size(
     total_pixels: int | None = None,
 ) -> tuple[int, int]:
     """Return the (h, w) of every frame, so that each and all together keep to the processor."""
-    least = min_pixels or processor.video_min_pixels
+    least = min_pixels or min(processor.video_min_pixels, max_pixels or math.inf)
     total = total_pixels or processor.video_total_pixels
     share = min(processor.video_max_pixels, total / num_frames * FRAME_FACTOR)
     most = max(share, int(least * LEAST_GROWTH))
