@@ -50,8 +50,6 @@ class Recogniser:
                 samprate=SAMPLE_HZ,
                 loglevel="FATAL",
             )
-        # Cepstral means drift from wave to wave: they are put back before each one.
-        self._start_means = self._decoder.get_cmn(False)
 
     def transcribe(self, samples: np.ndarray, *, sample_hz: int) -> str:
         """The words heard in a wave (float, full scale 1), in `spell`'s spelling; "" for none."""
@@ -61,7 +59,8 @@ class Recogniser:
         samples = np.pad(samples, round(SILENCE_S * SAMPLE_HZ))
         peak = float(np.abs(samples).max())
         pcm = np.round(samples / max(peak, 1e-6) * 0.6 * 32767).astype("<i2").tobytes()
-        self._decoder.set_cmn(self._start_means)
+        # The front end carries its estimate of the noise from wave to wave: it starts anew here.
+        self._decoder.reinit_feat()
         self._decoder.start_utt()
         self._decoder.process_raw(pcm, full_utt=True)
         self._decoder.end_utt()
