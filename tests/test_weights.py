@@ -3,17 +3,20 @@
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import GEOMETRIES, VOICE_IDS, build
+from tiny import GEOMETRIES, VOICE_IDS, build, tiny_config
 from torch import Tensor
 
 from thinktalk import weights
@@ -162,6 +165,14 @@ def test_memory_of_loading(tmp_path: Path) -> None:
     assert total < grown < total + largest + 40e6, (total, grown, largest)
 
 
+@pytest.mark.gpu
+def test_loading_to_the_gpu(tiny_checkpoint: Checkpoints) -> None:
+    omni = weights.load(tiny_checkpoint("7b"), device="cuda", dtype=torch.bfloat16).omni
+    tensors = [*omni.parameters(), *omni.buffers()]
+    assert {tensor.device.type for tensor in tensors} == {"cuda"}
+    assert torch.cuda.max_memory_allocated() < 1.5 * sum(t.nbytes for t in tensors) + 1e6
+
+
 # ---- what does not fit is refused, with the names
 
 
@@ -240,6 +251,10 @@ def test_unusable_device(tiny_checkpoint: Checkpoints) -> None:
 # ---- voices
 
 
+def voice_entry() -> dict[str, Any]:
+    return {"bos_token": 5, "cond": torch.ones(1, 24), "ref_mel": torch.ones(1, 9, 80)}
+
+
 class Malicious:
     """Unpickling it carelessly would create a file."""
 
@@ -267,20 +282,14 @@ def test_voices_never_run_code(tiny_checkpoint: Checkpoints, tmp_path, writer) -
     [
         (b"", "is refused"),
         (b"not a pickle", "is refused"),
-        ({}, "holds no voices"),
         ([1], "holds no voices"),
         (
             {"Ann": {"bos_token": 5}},
             r"voice 'Ann' needs a bos_token of the vocabulary, cond \[1, 24\]",
         ),
-        (
-            {"Ann": {"bos_token": 320, "cond": torch.ones(1, 24), "ref_mel": torch.ones(1, 9, 80)}},
-            "voice 'Ann' needs",
-        ),
-        (
-            {"Ann": {"bos_token": 5, "cond": torch.ones(24), "ref_mel": torch.ones(1, 9, 80)}},
-            "voice 'Ann' needs",
-        ),
+        ({"Ann": voice_entry() | {"bos_token": 320}}, "voice 'Ann' needs"),
+        ({"Ann": voice_entry() | {"cond": torch.ones(24)}}, "voice 'Ann' needs"),
+        ({"Ann": voice_entry() | {"ref_mel": torch.ones(9, 80)}}, "voice 'Ann' needs"),
     ],
 )
 def test_unusable_voices(tiny_checkpoint: Checkpoints, tmp_path, content, message) -> None:
@@ -292,6 +301,19 @@ def test_unusable_voices(tiny_checkpoint: Checkpoints, tmp_path, content, messag
         torch.save(content, path)
     with pytest.raises(ValueError, match=message):
         weights.load(tmp_path)
+
+
+def test_damaged_voices(tmp_path: Path) -> None:
+    """Whatever bytes are changed or lost: one clear error, nothing else."""
+    path, config = tmp_path / weights.VOICES, tiny_config("7b")
+    torch.save({"Ann": voice_entry() | {"bos_token": -1}}, path)
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    for _ in range(200):
+        damaged = bytearray(whole[: rng.integers(1, len(whole) + 1)])
+        damaged[rng.integers(len(damaged))] = rng.integers(256)
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=re.escape(str(path))):
+            weights.read_voices(path, config)
 
 
 def test_no_voices(tiny_checkpoint: Checkpoints, tmp_path: Path) -> None:

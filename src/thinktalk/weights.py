@@ -9,6 +9,7 @@ import json
 import pickle
 import re
 import shutil
+import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,6 +53,9 @@ NEVER_USED = {
     " tokens <|audio_bos|> and <|audio_eos|>; the reference keeps this table and never reads it",
 }
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+# What torch.load was seen to raise on damaged files, besides refusing code (UnpicklingError).
+UNPICKLING_ERRORS = (pickle.UnpicklingError, struct.error, RuntimeError, ValueError, TypeError)
+UNPICKLING_ERRORS += (LookupError, AttributeError, AssertionError, OSError, EOFError)
 # Up to here one token at a time is faster in float32 than in bfloat16 on a CPU; above, memory
 # traffic decides and bfloat16 wins (measured: 256 x 1024 against 2048 x 2048 matrices).
 SMALL_PARAMETERS = 1_000_000_000
@@ -159,10 +163,9 @@ def find(name_or_path: str | Path) -> Path:
     """The folder that holds a checkpoint; a hub id is downloaded into the hub's own cache."""
     if name_or_path == "spark":
         return Path(str(files("thinktalk"))) / "spark"
-    path = Path(name_or_path).expanduser()
+    path, name = Path(name_or_path).expanduser(), str(name_or_path)
     if path.is_dir():
         return path
-    name = str(name_or_path)
     if path.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
         raise ValueError(
             f"{name} is not a checkpoint: give a folder that holds {CONFIG}, a hub id such as "
@@ -267,10 +270,9 @@ def fill_in(omni: Omni, *, device: torch.device) -> None:
 
 
 def default_dtype(omni: Omni, stored: Mapping[str, str], *, device: torch.device) -> torch.dtype:
-    num_parameters = sum(parameter.numel() for parameter in omni.parameters())
-    if device.type == "cpu" and num_parameters <= SMALL_PARAMETERS:
-        return torch.float32
-    return FLOATS[stored["thinker.lm_head.weight"]]
+    small = sum(parameter.numel() for parameter in omni.parameters()) <= SMALL_PARAMETERS
+    on_cpu = device.type == "cpu"
+    return torch.float32 if small and on_cpu else FLOATS[stored["thinker.lm_head.weight"]]
 
 
 def read_voices(path: Path, config: OmniConfig) -> dict[str, Voice]:
@@ -282,7 +284,7 @@ def read_voices(path: Path, config: OmniConfig) -> dict[str, Voice]:
         return {}
     try:
         entries = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except UNPICKLING_ERRORS as error:
         raise ValueError(
             f"{path} is refused: a file of voices holds plain numbers and tensors only, this one "
             "is damaged or would run code. Take it from the official model again"
@@ -290,19 +292,22 @@ def read_voices(path: Path, config: OmniConfig) -> dict[str, Voice]:
     dit = config.token2wav_config.dit_config
     voices = {}
     for name, entry in entries.items() if isinstance(entries, dict) else ():
-        fits = (
-            isinstance(entry, dict)
-            and isinstance(entry.get("bos_token"), int)
-            and 0 <= entry["bos_token"] < config.thinker_config.text_config.vocab_size
-            and shape_of(entry.get("cond")) == (1, dit.enc_emb_dim)
-            and shape_of(entry.get("ref_mel"))[0::2] == (1, dit.mel_dim)
-        )
-        if not fits:
-            raise ValueError(
-                f"{path}: voice {name!r} needs a bos_token of the vocabulary, cond "
-                f"[1, {dit.enc_emb_dim}] and ref_mel [1, frames, {dit.mel_dim}]"
-            )
-        voices[name] = Voice(entry["bos_token"], entry["cond"].float(), entry["ref_mel"].float())
+        match entry:
+            case {
+                "bos_token": int(token),
+                "cond": Tensor() as cond,
+                "ref_mel": Tensor() as mel,
+            } if (
+                0 <= token < config.thinker_config.text_config.vocab_size
+                and cond.shape == (1, dit.enc_emb_dim)
+                and mel.shape[:1] + mel.shape[2:] == (1, dit.mel_dim)
+            ):
+                voices[name] = Voice(token, cond.float(), mel.float())
+            case _:
+                raise ValueError(
+                    f"{path}: voice {name!r} needs a bos_token of the vocabulary, cond "
+                    f"[1, {dit.enc_emb_dim}] and ref_mel [1, frames, {dit.mel_dim}]"
+                )
     if not voices:
         raise ValueError(f"{path} holds no voices; remove it, or take it from the official model")
     return voices
@@ -320,29 +325,29 @@ def write_weights(
 ) -> None:
     """One file, or shards of at most `shard_bytes` with an index; only one is in memory at once."""
     shards: list[list[str]] = [[]]
-    filled = total = 0
-    for name, tensor in state.items():
-        size = tensor.numel() * dtypes[name].itemsize
-        if shards[-1] and filled + size > shard_bytes:
+    sizes = {name: tensor.numel() * dtypes[name].itemsize for name, tensor in state.items()}
+    for name, size in sizes.items():
+        if shards[-1] and sum(sizes[n] for n in shards[-1]) + size > shard_bytes:
             shards.append([])
-            filled = 0
         shards[-1].append(name)
-        filled += size
-        total += size
     count = len(shards)
     paths = [folder / f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
     if count == 1:
         paths = [folder / SINGLE]
     for path, names in zip(paths, shards, strict=True):
-        tensors = {n: state[n].detach().to("cpu", dtypes[n]).contiguous() for n in names}
-        save_file(tensors, partial(path), metadata={"format": "pt"})
+        save_file(
+            {name: state[name].detach().to("cpu", dtypes[name]).contiguous() for name in names},
+            partial(path),
+            metadata={"format": "pt"},
+        )
     for old in (*folder.glob("model-*-of-*.safetensors"), folder / SINGLE, folder / INDEX):
         old.unlink(missing_ok=True)
     for path in paths:
         partial(path).rename(path)
     if count > 1:
         table = {n: p.name for p, names in zip(paths, shards, strict=True) for n in names}
-        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": table})
+        total = {"total_size": sum(sizes.values())}
+        write_json(folder / INDEX, {"metadata": total, "weight_map": table})
 
 
 def usable_device(device: torch.device | str) -> torch.device:
@@ -357,10 +362,6 @@ def usable_device(device: torch.device | str) -> torch.device:
 
 def is_token2wav(name: str) -> bool:
     return name.startswith("token2wav.")
-
-
-def shape_of(value: Any) -> tuple[int, ...]:
-    return tuple(value.shape) if isinstance(value, Tensor) else ()
 
 
 def partial(path: Path) -> Path:
