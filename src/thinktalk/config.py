@@ -29,12 +29,16 @@ class _Section:
 
     @classmethod
     def _values(cls, section: Json) -> dict[str, Any]:
-        names = {f.name for f in fields(cls)}  # pyright: ignore[reportArgumentType]
+        own = {f.name: f for f in fields(cls)}  # pyright: ignore[reportArgumentType]
         values: dict[str, Any] = {}
         for key, value in section.items():
             name = cls.ALIASES.get(key, key)
-            if name in names:
-                values[name] = _freeze(value)
+            if name in own:
+                part = own[name].default_factory
+                if isinstance(part, type) and issubclass(part, _Section):
+                    values[name] = part.from_dict(value or {})
+                elif value is not None:
+                    values[name] = _freeze(value)
             elif key in cls.FIXED:
                 if value is not None and _freeze(value) != cls.FIXED[key]:
                     raise ValueError(
@@ -42,7 +46,7 @@ class _Section:
                         f"{cls.FIXED[key]!r} is implemented"
                     )
             elif key in ("rope_scaling", "rope_parameters"):
-                values |= {k: v for k, v in _rope(cls.MODEL_TYPE, value).items() if k in names}
+                values |= {k: v for k, v in _rope(cls.MODEL_TYPE, value).items() if k in own}
             elif key not in cls.IGNORED and key not in _GENERIC_KEYS:
                 raise ValueError(
                     f"config.json: unknown key {key!r} in {cls.MODEL_TYPE}; remove it if it does "
@@ -119,10 +123,8 @@ class DecoderConfig(_Section):
     """A Qwen2 decoder; the Thinker's text model is one, the Talker holds another."""
 
     MODEL_TYPE = "qwen2_5_omni_text"
-    FIXED = {"hidden_act": "silu", "use_sliding_window": False}
-    IGNORED = frozenset(
-        {"sliding_window", "max_window_layers", "layer_types", "tie_word_embeddings"}
-    )
+    FIXED = {"hidden_act": "silu", "use_sliding_window": False, "tie_word_embeddings": False}
+    IGNORED = frozenset({"sliding_window", "max_window_layers", "layer_types"})
 
     vocab_size: int = 152064
     hidden_size: int = 3584
@@ -135,14 +137,8 @@ class DecoderConfig(_Section):
     rope_theta: float = 1e6
     mrope_section: tuple[int, int, int] = (16, 24, 24)  # frequencies that follow t, h, w
 
-    @classmethod
-    def from_dict(cls, section: Json) -> Self:
-        if section.get("tie_word_embeddings", False):
-            raise ValueError("config.json: tie_word_embeddings is not implemented; store lm_head")
-        return cls(**cls._values(section))
-
     def to_dict(self) -> dict[str, Any]:
-        return super().to_dict() | {"tie_word_embeddings": False, "hidden_act": "silu"}
+        return super().to_dict() | self.FIXED
 
     def __post_init__(self) -> None:
         if 2 * sum(self.mrope_section) != self.head_size:
@@ -171,7 +167,8 @@ class ThinkerConfig(_Section):
         "image_token_id": "image_token_index",
         "video_token_id": "video_token_index",
     }
-    IGNORED = frozenset({"ignore_index", "user_token_id", "vision_token_id", "tie_word_embeddings"})
+    FIXED = {"tie_word_embeddings": False}
+    IGNORED = frozenset({"ignore_index", "user_token_id", "vision_token_id"})
 
     audio_config: AudioConfig = field(default_factory=AudioConfig)
     vision_config: VisionConfig = field(default_factory=VisionConfig)
@@ -189,16 +186,6 @@ class ThinkerConfig(_Section):
     position_id_per_seconds: int = 25
     seconds_per_chunk: int = 2
 
-    @classmethod
-    def from_dict(cls, section: Json) -> Self:
-        if section.get("tie_word_embeddings", False):
-            raise ValueError("config.json: tie_word_embeddings is not implemented; store lm_head")
-        values = cls._values({k: v for k, v in section.items() if v is not None})
-        values["audio_config"] = AudioConfig.from_dict(section.get("audio_config") or {})
-        values["vision_config"] = VisionConfig.from_dict(section.get("vision_config") or {})
-        values["text_config"] = DecoderConfig.from_dict(section.get("text_config") or {})
-        return cls(**values)
-
     @property
     def media_token_ids(self) -> tuple[int, int, int]:
         """Ids of the placeholders whose embedding rows the encoders fill: audio, image, video."""
@@ -206,16 +193,11 @@ class ThinkerConfig(_Section):
 
 
 # The Talker's section of the file repeats these keys of the Thinker's.
-_COPIED_TO_TALKER = (
-    "audio_token_index",
-    "image_token_index",
-    "video_token_index",
-    "audio_start_token_id",
-    "audio_end_token_id",
-    "vision_start_token_id",
-    "vision_end_token_id",
-    "position_id_per_seconds",
-    "seconds_per_chunk",
+_COPIED_TO_TALKER = tuple(
+    """
+    audio_token_index image_token_index video_token_index audio_start_token_id audio_end_token_id
+    vision_start_token_id vision_end_token_id position_id_per_seconds seconds_per_chunk
+    """.split()
 )
 
 
@@ -316,14 +298,6 @@ class Token2WavConfig(_Section):
     dit_config: DiTConfig = field(default_factory=DiTConfig)
     bigvgan_config: BigVGANConfig = field(default_factory=BigVGANConfig)
 
-    @classmethod
-    def from_dict(cls, section: Json) -> Self:
-        cls._values(section)
-        return cls(
-            DiTConfig.from_dict(section.get("dit_config") or {}),
-            BigVGANConfig.from_dict(section.get("bigvgan_config") or {}),
-        )
-
 
 @dataclass(frozen=True)
 class OmniConfig(_Section):
@@ -343,22 +317,15 @@ class OmniConfig(_Section):
                 f"config.json: model_type is {section['model_type']!r}; thinktalk runs "
                 f"{cls.MODEL_TYPE!r} checkpoints only"
             )
-        cls._values(section)
-        return cls(
-            ThinkerConfig.from_dict(section.get("thinker_config") or {}),
-            TalkerConfig.from_dict(section.get("talker_config") or {}),
-            Token2WavConfig.from_dict(section.get("token2wav_config") or {}),
-        )
+        return super().from_dict(section)
 
     def to_dict(self) -> dict[str, Any]:
         values = super().to_dict()
         # the Talker of the reference keeps its own copy of the Thinker's marker ids
         thinker = values["thinker_config"]
-        for key in _COPIED_TO_TALKER:
-            values["talker_config"][key] = thinker[key]
-        values["talker_config"]["spatial_merge_size"] = thinker["vision_config"][
-            "spatial_merge_size"
-        ]
+        copied = {key: thinker[key] for key in _COPIED_TO_TALKER}
+        copied["spatial_merge_size"] = thinker["vision_config"]["spatial_merge_size"]
+        values["talker_config"] |= copied
         return values | {
             "architectures": ["Qwen2_5OmniForConditionalGeneration"],
             "enable_audio_output": True,
