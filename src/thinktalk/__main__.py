@@ -1,50 +1,296 @@
 """The command line: `thinktalk COMMAND ...`. A command's code is imported when it is called."""
 
 import argparse
+import math
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import thinktalk
+
+if TYPE_CHECKING:
+    from thinktalk.weights import LoadedModel
+
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+INTERRUPTED = 128 + 2  # exit status, as a shell reports SIGINT
+EXTRAS = {"matplotlib": "train", "pocketsphinx": "eval", "jiwer": "eval"}  # module -> extra
+DTYPES = ("float32", "bfloat16", "float16")
+SUITES = ("playroom",)
+# The stages of train.recipe with what they learn, spelled out so that --help needs no torch.
+STAGES = {
+    "tokenizer": "speech tokenizer: mel to codec ids and back",
+    "thinker": "Thinker and audio encoder: typed and spoken questions to text",
+    "dit": "DiT: codec ids and a voice to mel (builds on tokenizer)",
+    "talker": "Talker: answers to codec ids (builds on tokenizer and thinker)",
+    "vocoder": "vocoder: mel to wave",
+}
+TRAINING = """\
+A run folder holds one folder per stage: state.pt (everything that training needs to go on, written
+every minute) and log.jsonl (the curves). A stage may be interrupted at any moment, by Ctrl-C or by
+--minutes, and the same command continues it exactly where its last state was written: that is a
+leg. What is finished is not done again.
+
+`thinktalk train spark` does everything: the data, all stages, the finished checkpoint. Stage by
+stage it is `train data` first, then every stage, then `train spark`, which finds all stages done
+and puts the checkpoint together.
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, or 2 with one sentence when the user erred."""
-    options = parser().parse_args(arguments)
+    top = parser()
+    options, more = top.parse_known_args(arguments)
+    if more and (options.command != "chat" or any(word.startswith("-") for word in more)):
+        top.error(f"unrecognized arguments: {' '.join(more)}")
+    if more:  # argparse gives up on parts that stand behind an option
+        options.parts += more
     try:
-        return options.run(options)
+        options.run(options)
     except ValueError as error:
         print(f"thinktalk {options.command}: {error}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRAS:
+            raise
+        extra = f"pip install 'thinktalk[{EXTRAS[error.name]}]'"
+        print(f"thinktalk {options.command}: it needs {error.name}: {extra}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has left; nothing more can be told
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 0
 
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
-        prog="thinktalk", description="It hears, sees, thinks and talks: Qwen2.5-Omni in PyTorch."
+        prog="thinktalk",
+        description="It hears, sees, thinks and talks: Qwen2.5-Omni in PyTorch.",
+        epilog="thinktalk COMMAND --help tells more.",
     )
+    top.add_argument("--version", action="version", version=f"thinktalk {thinktalk.__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_chat(commands)
+    add_train(commands)
+    add_eval(commands)
     return top
 
 
-def add_chat(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+# ---- chat
+
+
+def add_chat(commands: "Commands") -> None:
     chat = commands.add_parser(
-        "chat", help="ask with words, sound, pictures, video; or interactively"
+        "chat",
+        help="ask with words, sound, pictures, video; or converse in the terminal",
+        description="Answers words and media; without any, it holds a conversation in the "
+        "terminal (/help there lists its commands). The answer is written to stdout while it is "
+        "made, everything else to stderr.",
     )
     chat.add_argument("parts", nargs="*", help="words, and media by path or URL, in order")
-    chat.add_argument("--model", default="spark", help="spark, a folder, or a hub id")
-    chat.add_argument("--speak", metavar="WAV", help="save the spoken answer here")
-    chat.add_argument("--voice", help="who speaks (default: the checkpoint's first choice)")
-    chat.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
+    chat.add_argument(
+        "--speak",
+        metavar="FILE",
+        type=Path,
+        help="save the spoken answer here (.wav, .mp3, .flac, ...); in a conversation every reply "
+        "gets a number: FILE-1.wav, FILE-2.wav, ... (default there: in a temporary folder)",
+    )
+    chat.add_argument(
+        "--play", action="store_true", help="play the answer with paplay, aplay, afplay or ffplay"
+    )
+    chat.add_argument(
+        "--text-only", action="store_true", help="no speech, and not the system prompt for speech"
+    )
+    chat.add_argument("--voice", metavar="NAME", help="who speaks (default: Chelsie, or the first)")
+    chat.add_argument("--system", metavar="TEXT", help="system prompt (default: the official one)")
+    chat.add_argument(
+        "--exact",
+        action="store_true",
+        help="compute as the reference does, not in the windows of a live conversation; slower",
+    )
+    chat.add_argument(
+        "--max-text-tokens", metavar="N", type=int, default=1024, help="(default: 1024)"
+    )
+    chat.add_argument(
+        "--max-codec-ids", metavar="N", type=int, default=4096, help="50 a second (default: 4096)"
+    )
+    chat.add_argument("--seed", metavar="N", type=int, default=0, help="of the voice (default: 0)")
+    add_model(chat)
     chat.set_defaults(run=run_chat)
 
 
-def run_chat(options: argparse.Namespace) -> int:
-    import thinktalk
+def run_chat(options: argparse.Namespace) -> None:
+    if options.text_only and (options.speak or options.play):
+        raise ValueError("--text-only makes no sound; leave it out, or --speak and --play")
+    from thinktalk import terminal
 
-    model = thinktalk.load(options.model, device=options.device)
-    answer = thinktalk.generate(model, options.parts, voice=options.voice)
-    print(answer.text)
-    if options.speak:
-        answer.save(options.speak)
-    return 0
+    settings = terminal.Settings(
+        voice=options.voice,
+        system=options.system,
+        exact=options.exact,
+        seed=options.seed,
+        max_text_tokens=options.max_text_tokens,
+        max_codec_ids=options.max_codec_ids,
+        text_only=options.text_only,
+        speak=options.speak,
+        play=options.play,
+    )
+    for stream in (sys.stdin, sys.stdout):  # odd bytes and a narrow terminal are no reason to end
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    model = load(options)
+    if options.parts:
+        terminal.answer_once(model, options.parts, settings)
+    else:
+        terminal.converse(model, settings)
+
+
+# ---- train
+
+
+def add_train(commands: "Commands") -> None:
+    train = commands.add_parser(
+        "train",
+        help="train spark from nothing, as a whole or stage by stage",
+        description="Trains spark from nothing: as a whole, or stage by stage.",
+        epilog=TRAINING,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    stages = train.add_subparsers(dest="stage", required=True, metavar="STAGE")
+    spark = add_stage(stages, "spark", "everything: data, all stages, the finished checkpoint")
+    spark.add_argument("--out", required=True, type=Path, help="folder of the checkpoint")
+    spark.set_defaults(run=run_train_spark)
+    data = add_stage(stages, "data", "only the data: speech, questions, the text tokenizer")
+    data.set_defaults(run=run_train_data)
+    for name, what in STAGES.items():
+        stage = add_stage(stages, name, what)
+        stage.add_argument(
+            "--minutes", type=float, default=math.inf, help="end this leg after so many minutes"
+        )
+        stage.set_defaults(run=run_train_stage)
+    plot = stages.add_parser("plot", help="draw the curves of all stages", epilog=None)
+    plot.add_argument(
+        "--run", dest="run_folder", required=True, type=Path, help="folder of the run"
+    )
+    plot.add_argument("--out", required=True, type=Path, help="picture, such as curves.png")
+    plot.set_defaults(run=run_train_plot)
+
+
+def add_stage(stages: "Commands", name: str, what: str) -> argparse.ArgumentParser:
+    stage = stages.add_parser(
+        name,
+        help=what,
+        description=what[0].upper() + what[1:] + ".",
+        epilog=TRAINING,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    stage.add_argument("--data", required=True, type=Path, help="folder of the playroom's data")
+    stage.add_argument(
+        "--run", dest="run_folder", required=True, type=Path, help="folder of the run"
+    )
+    if name != "data":
+        stage.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    return stage
+
+
+def run_train_spark(options: argparse.Namespace) -> None:
+    from thinktalk.train import recipe
+    from thinktalk.weights import usable_device
+
+    usable_device(options.device)
+    recipe.train_spark(
+        data=options.data, run=options.run_folder, out=options.out, device=options.device
+    )
+
+
+def run_train_data(options: argparse.Namespace) -> None:
+    from thinktalk.train import assemble, recipe
+
+    recipe.make_data(options.data)
+    assemble.write_companions(options.run_folder / "text")
+
+
+def run_train_stage(options: argparse.Namespace) -> None:
+    from thinktalk.train import recipe
+    from thinktalk.train.trainer import is_done
+    from thinktalk.weights import usable_device
+
+    usable_device(options.device)
+    for earlier in recipe.BUILDS_ON.get(options.stage, ()):
+        if not is_done(options.run_folder / earlier):
+            raise ValueError(
+                f"stage {options.stage} builds on {earlier}, which is not finished in "
+                f"{options.run_folder}; train that first"
+            )
+    done = recipe.run_stage(
+        options.stage,
+        data=options.data,
+        run=options.run_folder,
+        device=options.device,
+        minutes=options.minutes,
+    )
+    print(f"{options.stage} is {'done' if done else 'not done: the same command continues it'}")
+
+
+def run_train_plot(options: argparse.Namespace) -> None:
+    from thinktalk.train.plot import plot
+
+    plot(options.run_folder, out=options.out)
+    print(options.out)
+
+
+# ---- eval
+
+
+def add_eval(commands: "Commands") -> None:
+    evaluate = commands.add_parser(
+        "eval",
+        help="measure a model on held-out cases",
+        description="Measures a model on held-out cases and prints a table. playroom: typed and "
+        "spoken questions, and how well an independent recogniser understands the replies.",
+    )
+    evaluate.add_argument("suite", metavar="SUITE", choices=SUITES, help=", ".join(SUITES))
+    evaluate.add_argument(
+        "--cases", metavar="N", type=int, default=200, help="per group of rows (default: 200)"
+    )
+    evaluate.add_argument(
+        "--out", metavar="DIR", type=Path, help="folder for results.md and results.json"
+    )
+    add_model(evaluate)
+    evaluate.set_defaults(run=run_eval)
+
+
+def run_eval(options: argparse.Namespace) -> None:
+    from thinktalk.eval import run
+
+    run.run(load(options), suite=options.suite, cases=options.cases, out=options.out)
+
+
+# ---- what several commands share
+
+
+def add_model(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--model",
+        default="spark",
+        help="spark, a folder in the official layout, or a hub id (default: spark)",
+    )
+    command.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
+    command.add_argument(
+        "--dtype", choices=DTYPES, help="of Thinker and Talker (default: as stored; small on a "
+        "CPU: float32)",
+    )  # fmt: skip
+
+
+def load(options: argparse.Namespace) -> "LoadedModel":
+    import torch
+
+    dtype = None if options.dtype is None else getattr(torch, options.dtype)
+    return thinktalk.load(options.model, device=options.device, dtype=dtype)
 
 
 if __name__ == "__main__":

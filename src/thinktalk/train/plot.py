@@ -1,6 +1,8 @@
 """The curves of a run: one panel per stage from its log.jsonl, losses left, shares right."""
 
 from collections import defaultdict
+from collections.abc import Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,11 @@ from thinktalk.train.trainer import curve
 TEST = "test_"  # how figures on held-out data begin
 SHARES = {"right", "test_right", "test_spoken", "test_typed"}  # of 1; everything else is a loss
 NOT_DRAWN = {"step", "seconds", "gradient", "test_codes_used"}
-PANEL_INCHES = (7.0, 3.2)
+PANEL_INCHES = (9.0, 3.2)
 
-Curves = dict[str, list[tuple[int, float]]]
+# figure -> step -> value
+# figure -> step -> value
+Curves = dict[str, dict[int, float]]
 
 
 def plot(run: Path, *, out: Path) -> None:
@@ -33,28 +37,34 @@ def plot(run: Path, *, out: Path) -> None:
         raise ValueError(f"{out} cannot be written ({error})") from error
 
 
-def curves(rows: list[dict[str, Any]]) -> Curves:
-    """Points (step, value) of every figure that is worth drawing."""
-    found: Curves = defaultdict(list)
+def curves(rows: Iterable[dict[str, Any]]) -> Curves:
+    """Every figure that is worth drawing; where a leg repeated a step, its last value."""
+    found: Curves = defaultdict(dict)
     for row in rows:
         for name in row.keys() - NOT_DRAWN:
-            found[name].append((row["step"], row[name]))
-    return dict(sorted(found.items()))
+            found[name][row["step"]] = row[name]
+    return {name: dict(sorted(found[name].items())) for name in sorted(found)}
 
 
 def draw(panel: Axes, stage: str, found: Curves) -> None:
-    """Training figures as lines, those on held-out data dashed with dots."""
+    """Training figures as lines, held-out ones dashed with dots in the same colour."""
     panel.set(title=stage, xlabel="step", ylabel="loss", yscale="log")
     shares = panel.twinx() if SHARES & found.keys() else None
     if shares is not None:
         shares.set(ylabel="share right", ylim=(0, 1))
+    colours: dict[str, str] = {}
     lines = []
-    for number, (name, points) in enumerate(found.items()):
+    for name, points in found.items():
         axes = shares if shares is not None and name in SHARES else panel
-        held_out = name.startswith(TEST)
-        style = {"linestyle": "--", "marker": "."} if held_out else {"linewidth": 1.0}
-        label = name.replace(TEST, "held out: ") + (" (right axis)" if name in SHARES else "")
-        steps, values = zip(*points, strict=True)
-        lines += axes.plot(steps, values, color=f"C{number}", label=label, **style)
-    panel.legend(handles=lines, fontsize="small")
+        figure, held_out = name.removeprefix(TEST), name.startswith(TEST)
+        lines += axes.plot(
+            list(points),
+            list(points.values()),
+            linestyle="--" if held_out else "-",
+            marker="." if held_out else "",
+            color=colours.setdefault(figure, f"C{len(colours)}"),
+            label=figure + ", held out" * held_out + " (share)" * (name in SHARES),
+        )
+    beside = (1.1, 0.5)  # the curves need the room inside
+    panel.legend(handles=lines, loc="center left", bbox_to_anchor=beside, fontsize="small")
     panel.grid(alpha=0.3)
