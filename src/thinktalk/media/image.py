@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -174,10 +174,14 @@ def patchify(frames: list[Bytes], *, processor: Processor) -> tuple[Floats, Grid
     shape = (n // pair, pair, down, merge, patch, across, merge, patch, 3)
     ordered = pixels.reshape(shape).transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)
     rows = np.ascontiguousarray(ordered).reshape(math.prod(grid), 3, -1)
-    table = _normalised_levels(processor.image_mean, processor.image_std)
     out = np.empty(rows.shape, np.float32)
+    means, stds = (
+        np.array(v, np.float32) * 255 for v in (processor.image_mean, processor.image_std)
+    )
     for channel in range(3):
-        out[:, channel] = table[channel][rows[:, channel]]
+        # mean and std are scaled, not the levels: the reference's order, to the last bit
+        np.subtract(rows[:, channel], means[channel], out=out[:, channel])
+        out[:, channel] /= stds[channel]
     return out.reshape(len(rows), -1), grid
 
 
@@ -237,11 +241,3 @@ def _cubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
     near = ((CUBIC + 2) * x - (CUBIC + 3)) * x * x + 1
     far = (((x - 5) * x + 8) * x - 4) * CUBIC
     return np.where(x < 1, near, np.where(x < 2, far, 0.0))
-
-
-@cache
-def _normalised_levels(mean: tuple[float, ...], std: tuple[float, ...]) -> Floats:
-    """The normalised value [3,256] of every 8-bit level, in the reference's float32 order."""
-    shift, spread = np.array(mean, np.float32) * 255, np.array(std, np.float32) * 255
-    levels = np.arange(256, dtype=np.float32)
-    return (levels - shift[:, None]) / spread[:, None]
