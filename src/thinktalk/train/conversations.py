@@ -79,6 +79,11 @@ class Dialogues:
             transcripts=[clip["text"] for clip in row["clips"]],
         )
 
+    def words(self, transcript: str) -> list[int]:
+        """The text tokens of what is said, without marks: as a typed question spells the words."""
+        said = "".join(c for c in transcript.lower() if c not in ".,:?!")
+        return self.tokenizer.encode(said)
+
     def dialogue(
         self,
         messages: list[dict[str, Any]],

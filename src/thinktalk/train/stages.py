@@ -147,7 +147,7 @@ def vocoder() -> Stage:
 
 def thinker() -> Stage:
     """Typed and spoken questions to text."""
-    return Stage("thinker", steps=5000, learning_rate=1e-3, batch_size=24, ema=0.999)
+    return Stage("thinker", steps=4500, learning_rate=1e-3, batch_size=24, ema=0.999)
 
 
 def talker() -> Stage:

@@ -19,17 +19,22 @@ MASKED_FRAMES, MASKED_BINS = 12, 16  # largest masks of SpecAugment (Park et al.
 
 
 class ThinkerTask:
-    """Cross-entropy on the reply, and CTC (Graves et al. 2006) on the audio tokens.
+    """Cross-entropy on the reply, and two CTC losses (Graves et al. 2006) on the audio tokens.
 
-    The transcription head exists for training only: it teaches the encoder where the words are
-    long before the decoder has learned to ask.
+    The first spells letters through a head that exists for training only, which teaches the
+    encoder where the words are. The second names text tokens through the Thinker's own embedding
+    table, which draws the token of a spoken word to the embedding of the written one: what the
+    decoder learns from typed questions then serves for spoken ones.
     """
 
     def __init__(self, thinker: Thinker, dialogues: Dialogues, test: Dialogues):
         width = thinker.config.text_config.hidden_size
-        head = nn.Linear(width, len(LETTERS) + 1)
-        self.module = nn.ModuleDict({"thinker": thinker, "transcription": head})
-        self.thinker, self.transcription = thinker, head
+        self.letters = nn.Linear(width, len(LETTERS) + 1)
+        self.blank = nn.Linear(width, 1)
+        self.module = nn.ModuleDict(
+            {"thinker": thinker, "letters": self.letters, "blank": self.blank}
+        )
+        self.thinker = thinker
         self.dialogues, self.test = dialogues, test
         rows = dialogues.spoken.rows
         self.with_tools = [row for row in rows if row["case"]["tools"]]
@@ -61,9 +66,9 @@ class ThinkerTask:
         figures = {"text": text, "right": right}
         if tokens is None:
             return text, figures
-        transcription = self._transcription_loss(tokens, batch)
-        figures["transcription"] = transcription
-        return text + TRANSCRIPTION_WEIGHT * transcription, figures
+        letters, words = self._transcription_losses(tokens, batch)
+        figures |= {"letters": letters, "words": words}
+        return text + TRANSCRIPTION_WEIGHT * (letters + words), figures
 
     def evaluate(self) -> dict[str, float]:
         """Teacher-forced: the share of held-out replies in which every token is right."""
@@ -87,27 +92,37 @@ class ThinkerTask:
         positions = torch.arange(ids.shape[1], device=ids.device).expand(3, *ids.shape)
         return self.thinker(embeddings, positions=positions)
 
-    def _transcription_loss(self, tokens: Tensor, batch: dict[str, Any]) -> Tensor:
-        scores = self.transcription(tokens).float().log_softmax(-1)
-        by_clip = scores.split(batch["clip_tokens"].tolist())
-        padded = nn.utils.rnn.pad_sequence(list(by_clip))
-        return F.ctc_loss(
-            padded,
-            batch["spelled"],
-            batch["clip_tokens"],
-            batch["spelled_lengths"],
-            zero_infinity=True,
-        )
+    def _transcription_losses(self, tokens: Tensor, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """CTC over letters and over text tokens; class 0 is the blank of both."""
+        table = self.thinker.model.embed_tokens.weight
+        words = F.linear(tokens, table) * table.shape[1] ** -0.5
+        words = torch.cat((self.blank(tokens), words), dim=-1)
+        losses = []
+        for scores, name in ((self.letters(tokens), "letters"), (words, "words")):
+            by_clip = scores.float().log_softmax(-1).split(batch["clip_tokens"].tolist())
+            loss = F.ctc_loss(
+                nn.utils.rnn.pad_sequence(list(by_clip)),
+                batch[name],
+                batch["clip_tokens"],
+                batch[name + "_lengths"],
+                zero_infinity=True,
+            )
+            losses.append(loss)
+        return losses[0], losses[1]
 
     def _tensors(self, drawn: list[Any], mels: list[np.ndarray]) -> dict[str, Any]:
-        spelled = [spell(text) for d in drawn for text in d.transcripts]
+        transcripts = [text for d in drawn for text in d.transcripts]
+        letters = [spell(text) for text in transcripts]
+        words = [[token + 1 for token in self.dialogues.words(text)] for text in transcripts]
         audio_id = self.thinker.config.audio_token_index
         clip_tokens = [n for d in drawn for n in _runs(d.ids == audio_id)]
         return collate(drawn, pad_id=self.thinker.config.pad_token_id) | {
             "mels": [torch.from_numpy(mel) for mel in mels],
             "clip_tokens": torch.tensor(clip_tokens),
-            "spelled": torch.tensor([letter for s in spelled for letter in s]),
-            "spelled_lengths": torch.tensor([len(s) for s in spelled]),
+            "letters": torch.tensor([letter for clip in letters for letter in clip]),
+            "letters_lengths": torch.tensor([len(clip) for clip in letters]),
+            "words": torch.tensor([word for clip in words for word in clip]),
+            "words_lengths": torch.tensor([len(clip) for clip in words]),
         }
 
 
