@@ -177,10 +177,8 @@ class _AntiAliasedSnake(torch.autograd.Function):
             rate, height, _ = _rate_height(alpha, beta, x.dtype)
             sine2 = (u * rate).sin_()
             sine2.mul_(sine2)
-            if any(ctx.needs_input_grad):
-                ctx.save_for_backward(u, sine2, alpha, beta, up, down)
-                u = u.clone()
-            return (u.addcmul_(sine2, height) @ down).flatten(2)[..., : x.shape[-1]]
+            ctx.save_for_backward(u, sine2, alpha, beta, up, down)
+            return (torch.addcmul(u, sine2, height) @ down).flatten(2)[..., : x.shape[-1]]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
