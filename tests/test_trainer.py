@@ -21,8 +21,8 @@ class Line:
 
     def __init__(self, *, broken_step: int | None = None, stop_after: int | None = None):
         torch.manual_seed(1)
-        self.module = nn.ModuleDict({"line": nn.Linear(1, 1), "frozen": nn.Linear(2, 2)})
-        self.module["frozen"].requires_grad_(False)
+        self.line, self.frozen = nn.Linear(1, 1), nn.Linear(2, 2).requires_grad_(False)
+        self.module = nn.ModuleDict({"line": self.line, "frozen": self.frozen})
         self.broken_step, self.stop_after, self.calls = broken_step, stop_after, 0
 
     def batch(self, rng: np.random.Generator, size: int) -> dict[str, Any]:
@@ -32,7 +32,7 @@ class Line:
         if self.calls == self.stop_after:
             raise KeyboardInterrupt
         target = 3 * batch["x"] - 1
-        error = self.module["line"](nn.functional.dropout(batch["x"], 0.1)) - target
+        error = self.line(nn.functional.dropout(batch["x"], 0.1)) - target
         loss = error.square().mean()
         if self.calls == self.broken_step:
             loss = loss * torch.nan
@@ -40,7 +40,7 @@ class Line:
         return loss, {"error": loss}
 
     def evaluate(self) -> dict[str, float]:
-        return {"weight": self.module["line"].weight.item()}
+        return {"weight": self.line.weight.item()}
 
 
 def finished(folder: Path, task: Line, stage: Stage = STAGE) -> dict[str, Tensor]:
@@ -86,7 +86,7 @@ def test_a_leg_stops_after_its_minutes(tmp_path: Path) -> None:
 
 
 def test_frozen_means_unchanged(tmp_path: Path) -> None:
-    before = Line().module["frozen"].weight.clone()
+    before = Line().frozen.weight.clone()
     assert torch.equal(finished(tmp_path, Line())["frozen.weight"], before)
 
 

@@ -21,7 +21,6 @@ from thinktalk.playroom.dataset import Corpus
 IGNORED = -100  # label of a token that is not learned
 SPEECH_PROMPT_SHARE = 0.6  # of conversations without a system prompt of their own
 LENGTH_GRID = 32  # few distinct shapes: kernels are compiled for each
-LETTERS = " abcdefghijklmnopqrstuvwxyzäöüß'"  # what the auxiliary transcription spells
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,6 @@ class Dialogue:
     ids: NDArray[np.int64]
     prompt_length: int
     mels: list[NDArray[np.float32]]
-    transcripts: list[str]  # what is said in each clip
 
 
 class Dialogues:
@@ -76,13 +74,7 @@ class Dialogues:
             row["answer"],
             rng,
             tools=row["case"].get("tools"),
-            transcripts=[clip["text"] for clip in row["clips"]],
         )
-
-    def words(self, transcript: str) -> list[int]:
-        """The text tokens of what is said, without marks: as a typed question spells the words."""
-        said = "".join(c for c in transcript.lower() if c not in ".,:?!")
-        return self.tokenizer.encode(said)
 
     def dialogue(
         self,
@@ -92,7 +84,6 @@ class Dialogues:
         *,
         system: str | None = None,
         tools: Any = None,
-        transcripts: list[str] | None = None,
     ) -> Dialogue:
         has_system = messages[0]["role"] == "system"
         if system is None and not has_system and rng.random() < SPEECH_PROMPT_SHARE:
@@ -107,7 +98,7 @@ class Dialogues:
         )
         reply = [*self.tokenizer.encode(answer), self.config.eos_token_id]
         ids = np.concatenate((prompt.ids, np.array(reply, np.int64)))
-        return Dialogue(ids, len(prompt.ids), prompt.mels, transcripts or [])
+        return Dialogue(ids, len(prompt.ids), prompt.mels)
 
 
 def collate(dialogues: list[Dialogue], *, pad_id: int) -> dict[str, torch.Tensor]:
@@ -126,8 +117,3 @@ def collate(dialogues: list[Dialogue], *, pad_id: int) -> dict[str, torch.Tensor
         "labels": torch.from_numpy(labels),
         "lengths": torch.tensor([len(d.ids) for d in dialogues]),
     }
-
-
-def spell(text: str) -> list[int]:
-    """Letters of a transcript as classes from 1 (0 is the blank); other characters are left out."""
-    return [LETTERS.index(c) + 1 for c in text.lower() if c in LETTERS]

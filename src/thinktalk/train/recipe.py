@@ -7,6 +7,7 @@ stage continues where its last leg stopped.
 
 import math
 import multiprocessing
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,7 @@ from thinktalk.model.talker import Talker
 from thinktalk.model.thinker import Thinker
 from thinktalk.playroom import dataset
 from thinktalk.train import stages
+from thinktalk.train.align import AlignTask, Recordings
 from thinktalk.train.assemble import adopt, assemble, write_companions
 from thinktalk.train.conversations import Dialogues
 from thinktalk.train.speech import DiTTask, TokenizerTask, VocoderTask
@@ -37,9 +39,12 @@ REPLIES, QUESTIONS, TEST_QUESTIONS = "replies_train", "questions_train", "questi
 NUM_REPLIES, NUM_QUESTIONS, NUM_TEST_QUESTIONS = 12_000, 14_000, 800
 DATA_SEED = 0
 # On CPUs two lanes run side by side, one thread each; a stage waits for what it builds on.
-LANES = (("tokenizer", "thinker", "talker"), ("vocoder", "dit"))
-BUILDS_ON = {"dit": ("tokenizer",), "talker": ("tokenizer", "thinker")}
+LANES = (("tokenizer", "typed", "align", "thinker", "talker"), ("vocoder", "dit"))
+BUILDS_ON = {"dit": ("tokenizer",)}
+SPOKEN_SHARE = 0.6  # of the Thinker's batches
 POLL_S = 10
+# glibc gives large blocks back to the system after every step; to keep them saves 10 to 20 %
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
 
 
 def train_spark(*, data: Path, run: Path, out: Path, device: str = "cpu") -> None:
@@ -48,6 +53,7 @@ def train_spark(*, data: Path, run: Path, out: Path, device: str = "cpu") -> Non
     if not (run / "text" / "tokenizer.json").exists():
         write_companions(run / "text")
     if device == "cpu":
+        os.environ |= KEEP_MEMORY
         lanes = [
             multiprocessing.get_context("spawn").Process(
                 target=_run_lane, args=(lane,), kwargs={"data": data, "run": run}
@@ -96,36 +102,53 @@ def _run_lane(names: tuple[str, ...], *, data: Path, run: Path) -> None:
         run_stage(name, data=data, run=run)
 
 
-def _tokenizer_task(data: Path, run: Path) -> Task:
+def _tokenizer_task(data: Path, run: Path) -> TokenizerTask:
     return TokenizerTask(SpeechTokenizer(SpeechTokenizerConfig()), open_streams(data / REPLIES))
 
 
-def _vocoder_task(data: Path, run: Path) -> Task:
+def _vocoder_task(data: Path, run: Path) -> VocoderTask:
     config = stages.spark_config().token2wav_config.bigvgan_config
     return VocoderTask(BigVGAN(config), open_streams(data / REPLIES))
 
 
-def _dit_task(data: Path, run: Path) -> Task:
+def _dit_task(data: Path, run: Path) -> DiTTask:
     streams = open_streams(data / REPLIES)
     config = stages.spark_config().token2wav_config.dit_config
     return DiTTask(DiT(config), streams, _ids(streams, run))
 
 
-def _thinker_task(data: Path, run: Path) -> Task:
+def _typed_task(data: Path, run: Path) -> ThinkerTask:
+    return _thinker_task_on(Thinker(stages.spark_config().thinker_config), 0.0, data, run)
+
+
+def _align_task(data: Path, run: Path) -> AlignTask:
+    tokenizer = Tokenizer.from_folder(run / "text")
+    train_set, test_set = (Recordings(data / name) for name in (QUESTIONS, TEST_QUESTIONS))
+    return AlignTask(_thinker(run / "typed"), tokenizer, train_set, test_set)
+
+
+def _thinker_task(data: Path, run: Path) -> ThinkerTask:
+    return _thinker_task_on(_thinker(run / "align"), SPOKEN_SHARE, data, run)
+
+
+def _thinker_task_on(thinker: Thinker, spoken_share: float, data: Path, run: Path) -> ThinkerTask:
+    train_set, test_set = (_dialogues(data / name, run) for name in (QUESTIONS, TEST_QUESTIONS))
+    return ThinkerTask(thinker, train_set, test_set, spoken_share=spoken_share)
+
+
+def _thinker(stage: Path) -> Thinker:
+    """The Thinker that a stage trained."""
     thinker = Thinker(stages.spark_config().thinker_config)
-    return ThinkerTask(
-        thinker, _dialogues(data / QUESTIONS, run), _dialogues(data / TEST_QUESTIONS, run)
-    )
+    adopt(thinker, stage, prefix="thinker.")
+    return thinker
 
 
-def _talker_task(data: Path, run: Path) -> Task:
+def _talker_task(data: Path, run: Path) -> TalkerTask:
     config = stages.spark_config()
-    thinker = Thinker(config.thinker_config)
-    adopt(thinker, run / "thinker", prefix="thinker.")
     streams = open_streams(data / REPLIES)
     return TalkerTask(
         Talker(config.talker_config),
-        thinker.eval().requires_grad_(False),
+        _thinker(run / "thinker").eval().requires_grad_(False),
         _dialogues(data / QUESTIONS, run),
         streams,
         _ids(streams, run),
@@ -152,6 +175,8 @@ def _ids(streams: list[Stream], run: Path) -> list[NDArray[np.int64]]:
 
 STAGES: dict[str, tuple[Callable[[], Stage], Callable[[Path, Path], Task]]] = {
     "tokenizer": (stages.tokenizer, _tokenizer_task),
+    "typed": (stages.typed, _typed_task),
+    "align": (stages.align, _align_task),
     "thinker": (stages.thinker, _thinker_task),
     "dit": (stages.dit, _dit_task),
     "talker": (stages.talker, _talker_task),

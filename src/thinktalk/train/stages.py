@@ -145,11 +145,21 @@ def vocoder() -> Stage:
     )
 
 
+def typed() -> Stage:
+    """The text decoder alone: typed questions."""
+    return Stage("typed", steps=3000, learning_rate=1e-3, batch_size=24)
+
+
+def align() -> Stage:
+    """The audio encoder alone, towards the frozen text embeddings."""
+    return replace(typed(), name="align", steps=3000, batch_size=32, ema=0.998)
+
+
 def thinker() -> Stage:
-    """Typed and spoken questions to text."""
-    return Stage("thinker", steps=4500, learning_rate=1e-3, batch_size=24, ema=0.999)
+    """Everything in the Thinker: typed and spoken questions."""
+    return replace(typed(), name="thinker", steps=3000, ema=0.998)
 
 
 def talker() -> Stage:
     """Thinker states and text to codec ids."""
-    return Stage("talker", steps=5000, learning_rate=1.2e-3, batch_size=24, ema=0.999)
+    return Stage("talker", steps=5000, learning_rate=1.2e-3, batch_size=24, ema=0.998)

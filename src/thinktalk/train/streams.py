@@ -70,7 +70,7 @@ def _mel(wave: NDArray[np.int16], *, label: str) -> NDArray[np.float16]:
         before = min(first, OVERLAP_FRAMES)
         last = min(first + CHUNK_FRAMES + OVERLAP_FRAMES, total)
         samples = wave[(first - before) * VOICE_HOP_SAMPLES : last * VOICE_HOP_SAMPLES]
-        part = voice_mel(samples.astype(np.float32) / 32768)
+        part = voice_mel(samples.astype(np.float32) / np.float32(32768))
         kept = part[before : before + CHUNK_FRAMES]
         mel[first : first + len(kept)] = kept
     return mel

@@ -42,7 +42,10 @@ class Stage:
 class Task(Protocol):
     """What a stage trains and on what."""
 
-    module: nn.Module  # trainable parameters are those with requires_grad
+    @property
+    def module(self) -> nn.Module:
+        """Its trainable parameters are those with requires_grad."""
+        ...
 
     def batch(self, rng: np.random.Generator, size: int) -> dict[str, Any]:
         """One batch, drawn with rng alone; tensors on the CPU."""
@@ -181,8 +184,9 @@ def _copy(module: nn.Module) -> dict[str, Tensor]:
 @torch.no_grad()
 def _average(averaged: dict[str, Tensor], module: nn.Module, decay: float) -> None:
     current = module.state_dict()
-    floats = [name for name in averaged if averaged[name].is_floating_point()]
-    torch._foreach_lerp_([averaged[n] for n in floats], [current[n] for n in floats], 1 - decay)
+    for name, value in averaged.items():
+        if value.is_floating_point():
+            value.lerp_(current[name], 1 - decay)
 
 
 def _resume(

@@ -1,0 +1,183 @@
+"""The first stage of hearing: the audio encoder alone learns phones, and words as text spells them.
+
+The text side stays frozen, as in the first stage of the Qwen2.5-Omni report. A recording costs a
+fraction of what it costs with the decoder behind it, so the ear hears many before it must serve.
+"""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from thinktalk.media.mel import EAR_BINS, log_mel
+from thinktalk.media.tokenizer import Tokenizer
+from thinktalk.model.audio import num_tokens, split_windows
+from thinktalk.model.thinker import Thinker
+from thinktalk.playroom import speech
+from thinktalk.playroom.dataset import Corpus, open_corpus
+from thinktalk.playroom.words import to_ascii
+
+PHONES: tuple[str, ...] = tuple(
+    "aa ae ah ao aw ax ay b ch d dh eh er ey f g hh ih iy jh k l m n ng ow oy p r s sh t th uh uw"
+    " v w y z zh".split()
+)
+MARKS = ".,:?!"
+MASKED_FRAMES, MASKED_BINS = 12, 16  # largest masks of SpecAugment (Park et al. 2019)
+TEST_CLIPS = 64
+
+
+class Recordings:
+    """All clips of a corpus of questions with their log-mels, computed once."""
+
+    def __init__(self, folder: Path):
+        corpus = open_corpus(folder)
+        self.clips = [clip for row in corpus.rows for clip in row["clips"]]
+        frames = np.array([-(-clip["samples"] // 160) for clip in self.clips])
+        self.starts = np.concatenate(([0], frames.cumsum()))
+        cached = folder / "log_mel.npy"
+        if not cached.exists():
+            _write_mels(cached, corpus, self.clips, int(self.starts[-1]))
+        self.mels = np.load(cached, mmap_mode="r")
+
+    def mel(self, index: int) -> NDArray[np.float32]:
+        """float32 [128,F] of a clip."""
+        return self.mels[self.starts[index] : self.starts[index + 1]].T.astype(np.float32)
+
+
+class AlignTask:
+    """Two CTC losses (Graves et al. 2006) on the audio tokens: over phones, and over text tokens.
+
+    The scores of text tokens are products with the Thinker's frozen embeddings, which draws the
+    token of a spoken word to the embedding of the written one. The heads of the phones and of the
+    blank exist for training only.
+    """
+
+    def __init__(
+        self, thinker: Thinker, tokenizer: Tokenizer, recordings: Recordings, test: Recordings
+    ):
+        self.transcriber = Transcriber(thinker, tokenizer)
+        thinker.requires_grad_(False)
+        thinker.audio_tower.requires_grad_(True)
+        self.module = nn.ModuleDict({"thinker": thinker, "transcriber": self.transcriber.heads})
+        self.thinker, self.recordings, self.test = thinker, recordings, test
+
+    def batch(self, rng: np.random.Generator, size: int) -> dict[str, Any]:
+        chosen = rng.integers(len(self.recordings.clips), size=size)
+        mels = [masked(self.recordings.mel(i), rng) for i in chosen]
+        return self._tensors(mels, [self.recordings.clips[i]["text"] for i in chosen])
+
+    def loss(self, batch: dict[str, Any], progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        tokens, counts = self._tokens(batch)
+        figures = self.transcriber.losses(tokens, counts, batch)
+        return figures["phones"] + figures["words"], figures
+
+    def evaluate(self) -> dict[str, float]:
+        """The losses on held-out recordings, and how many of them are transcribed without fault."""
+        clips = self.test.clips[:TEST_CLIPS]
+        mels = [self.test.mel(i) for i in range(len(clips))]
+        batch = self._tensors(mels, [clip["text"] for clip in clips])
+        device = self.thinker.lm_head.weight.device
+        batch["windows"] = batch["windows"].to(device)
+        batch["lengths"] = batch["lengths"].to(device)
+        tokens, counts = self._tokens(batch)
+        figures = self.transcriber.losses(tokens, counts, batch)
+        heard = self.transcriber.transcribe(tokens, counts)
+        wanted = batch["words"].split(batch["words_lengths"].tolist())
+        right = [ours == true.tolist() for ours, true in zip(heard, wanted, strict=True)]
+        return {name: v.item() for name, v in figures.items()} | {"right": float(np.mean(right))}
+
+    def _tokens(self, batch: dict[str, Any]) -> tuple[Tensor, list[int]]:
+        tokens, counts = self.thinker.audio_tower(batch["windows"], batch["lengths"])
+        kept = torch.arange(tokens.shape[1], device=counts.device) < counts[:, None]
+        return tokens[kept], batch["clip_tokens"].tolist()
+
+    def _tensors(self, mels: list[NDArray[np.float32]], texts: list[str]) -> dict[str, Any]:
+        windows, lengths = zip(*(split_windows(torch.from_numpy(m)) for m in mels), strict=True)
+        return {
+            "windows": torch.cat(windows),
+            "lengths": torch.cat(lengths),
+            "clip_tokens": torch.tensor([num_tokens(mel.shape[1]) for mel in mels]),
+        } | self.transcriber.targets(texts)
+
+
+class Transcriber:
+    """CTC over phones and over text tokens, for the tokens of an audio encoder; 0 is the blank."""
+
+    def __init__(self, thinker: Thinker, tokenizer: Tokenizer):
+        width = thinker.config.text_config.hidden_size
+        self.phones, self.blank = nn.Linear(width, len(PHONES) + 1), nn.Linear(width, 1)
+        self.heads = nn.ModuleDict({"phones": self.phones, "blank": self.blank})
+        self.thinker, self.tokenizer = thinker, tokenizer
+
+    def losses(self, tokens: Tensor, counts: list[int], batch: dict[str, Any]) -> dict[str, Tensor]:
+        """tokens [n,C] of clips with `counts` tokens each, and `targets` -> a loss per clip."""
+        losses = {}
+        for name, scores in (("phones", self.phones(tokens)), ("words", self._words(tokens))):
+            by_clip = scores.float().log_softmax(-1).split(counts)
+            losses[name] = F.ctc_loss(
+                nn.utils.rnn.pad_sequence(list(by_clip)),
+                batch[name],
+                torch.tensor(counts),
+                batch[name + "_lengths"],
+                zero_infinity=True,
+            )
+        return losses
+
+    def transcribe(self, tokens: Tensor, counts: list[int]) -> list[list[int]]:
+        """The most likely class of every token, repeats and blanks removed."""
+        best = self._words(tokens).argmax(-1).split(counts)
+        runs = (clip.unique_consecutive().tolist() for clip in best)
+        return [[token for token in clip if token] for clip in runs]
+
+    def targets(self, texts: list[str]) -> dict[str, Tensor]:
+        """What is said in each clip, as classes of both losses."""
+        said = ["".join(c for c in text.lower() if c not in MARKS) for text in texts]
+        phones = [[p for word in text.split() for p in _phones(word)] for text in said]
+        words = [[token + 1 for token in self.tokenizer.encode(text)] for text in said]
+        return {
+            "phones": torch.tensor([p for clip in phones for p in clip]),
+            "phones_lengths": torch.tensor([len(clip) for clip in phones]),
+            "words": torch.tensor([w for clip in words for w in clip]),
+            "words_lengths": torch.tensor([len(clip) for clip in words]),
+        }
+
+    def _words(self, tokens: Tensor) -> Tensor:
+        table = self.thinker.model.embed_tokens.weight
+        scores = F.linear(tokens, table) * table.shape[1] ** -0.5
+        return torch.cat((self.blank(tokens), scores), dim=-1)
+
+
+def masked(mel: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+    """The mel with one random band of time and one of frequency silenced."""
+    mel = mel.copy()
+    for axis, largest in ((1, MASKED_FRAMES), (0, MASKED_BINS)):
+        width = int(rng.integers(largest + 1))
+        first = int(rng.integers(max(1, mel.shape[axis] - width)))
+        np.moveaxis(mel, axis, 0)[first : first + width] = mel.min()
+    return mel
+
+
+@cache
+def _phones(word: str) -> list[int]:
+    return [PHONES.index(phone) + 1 for phone in speech.pronounce(to_ascii(word))]
+
+
+def _write_mels(path: Path, corpus: Corpus, clips: list[dict], total: int) -> None:
+    unfinished = path.with_suffix(".part.npy")
+    mels = np.lib.format.open_memmap(
+        unfinished, mode="w+", dtype=np.float16, shape=(total, EAR_BINS)
+    )
+    at = 0
+    for clip in tqdm(clips, desc="log-mels of the questions"):
+        mel = log_mel(corpus.clip(clip), maximum="running").T
+        mels[at : at + len(mel)] = mel
+        at += len(mel)
+    assert at == total, (at, total)
+    mels.flush()
+    unfinished.replace(path)
