@@ -152,7 +152,7 @@ def typed() -> Stage:
 
 def align() -> Stage:
     """The audio encoder alone, towards the frozen text embeddings."""
-    return replace(typed(), name="align", steps=3000, batch_size=32, ema=0.998)
+    return replace(typed(), name="align", steps=4500, batch_size=32, ema=0.998)
 
 
 def thinker() -> Stage:
