@@ -1,0 +1,185 @@
+"""The whole system equals the reference: recorded answers, and live ones where it is installed.
+
+`pytest tests/test_parity.py -rP` prints the errors that docs/results.md lists.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from omni_cases import (
+    CASES,
+    MAX_CODEC_IDS,
+    MAX_TEXT_TOKENS,
+    Run,
+    Turns,
+    checksum,
+    max_error,
+    random_turns,
+    rms_error,
+)
+from ours_omni import answer, watching
+from safetensors import safe_open
+from tiny import GEOMETRIES
+from torch import Tensor
+
+import thinktalk
+from thinktalk.weights import LoadedModel
+
+PATH = Path(__file__).parent / "golden" / "omni.safetensors"
+TOLERANCE = 1e-4  # of the largest value of the reference
+QUANTITIES = ("hidden", "text_logits", "talker_hidden", "codec_logits", "wave")
+LIVE_PROMPTS = 4
+
+Loader = Callable[..., LoadedModel]
+
+with safe_open(PATH, "pt") as file:
+    FACTS = {geometry: json.loads(text) for geometry, text in file.metadata().items()}
+    GOLDEN = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+
+
+@pytest.fixture(scope="module")
+def load(tiny_checkpoint: Callable[[str], Path]) -> Loader:
+    models: dict[tuple[str, torch.dtype], LoadedModel] = {}
+
+    def loaded(geometry: str, dtype: torch.dtype = torch.float32) -> LoadedModel:
+        if (geometry, dtype) not in models:
+            models[geometry, dtype] = thinktalk.load(tiny_checkpoint(geometry), dtype=dtype)
+        return models[geometry, dtype]
+
+    return loaded
+
+
+def recorded(geometry: str, case: str) -> dict[str, Tensor]:
+    prefix = f"{geometry}.{case}."
+    return {k.removeprefix(prefix): v for k, v in GOLDEN.items() if k.startswith(prefix)}
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_checkpoint_is_the_recorded_one(load: Loader, geometry: str) -> None:
+    """If this fails, tiny.py makes other weights now: record again (record_golden_omni.py)."""
+    assert checksum(load(geometry).omni.state_dict()) == FACTS[geometry]["checksum"]
+
+
+@pytest.mark.parametrize("case", [*CASES, "stopped"])
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_float32(load: Loader, geometry: str, case: str) -> None:
+    golden = recorded(geometry, case)
+    turns, stops = CASES["text"], FACTS[geometry]["stops"]
+    if case != "stopped":
+        turns, stops = CASES[case], {}
+    run = answer(load(geometry), turns, **stops)
+    assert run.prompt_ids == golden["prompt_ids"].tolist()
+    assert run.text_ids == golden["text_ids"].tolist()
+    assert run.codec_ids == golden["codec_ids"].tolist()
+    at_limit = len(run.text_ids) == MAX_TEXT_TOKENS and len(run.codec_ids) == MAX_CODEC_IDS
+    assert at_limit == (case != "stopped") and run.text_ids and run.codec_ids
+    ours = run.slices()
+    errors = {name: max_error(ours[name], golden[name]) for name in QUANTITIES}
+    print(geometry, "float32", case, "max", {k: f"{v:.1e}" for k, v in errors.items()})
+    assert max(errors.values()) < TOLERANCE, errors
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_bfloat16(load: Loader, geometry: str, case: str) -> None:
+    """Saying the recorded ids, against float32: at most twice as far as the reference itself."""
+    golden, theirs = recorded(geometry, case), FACTS[geometry]["bfloat16"][case]
+    said = golden["text_ids"].tolist(), golden["codec_ids"].tolist()
+    run = answer(load(geometry, torch.bfloat16), CASES[case], forced=said)
+    ours = run.slices()
+    errors = {name: rms_error(ours[name], golden[name]) for name in QUANTITIES}
+    ratios = {name: errors[name] / theirs[name] for name in QUANTITIES[:-1]}
+    print(geometry, "bfloat16", case, "rms", {k: f"{v:.1e}" for k, v in errors.items()}, ratios)
+    assert max(ratios.values()) < 2, (errors, theirs)
+    assert errors["wave"] < TOLERANCE  # Token2Wav stays in float32
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_positions_of_the_reply(load: Loader, geometry: str) -> None:
+    """The Thinker goes on behind the last prompt position, the Talker behind the largest one."""
+    omni = load(geometry).omni
+    with watching(omni.thinker, "positions") as thought, watching(omni.talker, "positions") as said:
+        run = answer(load(geometry), CASES["early"])
+    prompt, *steps = [positions[:, 0] for positions in thought]
+    last = int(prompt[0, -1])
+    assert last + MAX_TEXT_TOKENS < int(prompt.max()), "the case has lost its point"
+    assert prompt.shape[1] == len(run.prompt_ids)
+    assert [step.tolist() for step in steps] == [
+        [[last + 1 + k]] * 3 for k in range(MAX_TEXT_TOKENS - 1)
+    ]
+    start, *steps = [positions[:, 0] for positions in said]
+    assert torch.equal(start[:, :-2], prompt)
+    assert start[:, -2:].tolist() == [[last + 1, last + 2]] * 3
+    assert [step.tolist() for step in steps] == [
+        [[int(start.max()) + 1 + k]] * 3 for k in range(MAX_CODEC_IDS - 1)
+    ]
+
+
+def everything(run: Run) -> dict[str, Tensor]:
+    return {name: getattr(run, name) for name in QUANTITIES}
+
+
+# ---- the recorded numbers depend on everything that they should
+
+
+def test_every_medium_matters() -> None:
+    """Otherwise equal numbers would prove little: all answers of one checkpoint differ."""
+    for geometry in GEOMETRIES:
+        for name in ("text_logits", "codec_logits", "wave"):
+            values = [recorded(geometry, case)[name] for case in CASES]
+            for i, one in enumerate(values):
+                assert all(rms_error(other, one) > 0.02 for other in values[:i])
+
+
+# ---- the windowed computation, which is ours
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_distance_of_windowed_from_exact(load: Loader, geometry: str) -> None:
+    """Not equal and not far: what the default gives up for being able to stream."""
+    model, turns = load(geometry), CASES["turns"]
+    exact = answer(model, turns)
+    first, again = (answer(model, turns, exact=False, forced=exact.said) for _ in range(2))
+    assert all(torch.equal(everything(first)[k], everything(again)[k]) for k in QUANTITIES)
+    errors = {k: rms_error(everything(first)[k], everything(exact)[k]) for k in QUANTITIES}
+    print(geometry, "windowed, rms", {k: f"{v:.1e}" for k, v in errors.items()})
+    assert 0 < errors["wave"] < 0.5
+
+
+# ---- the reference, live
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_checkpoint: Callable[[str], Path]) -> Callable:
+    from reference_omni import CORRECT, Reference, transformers
+
+    major, minor = (int(part) for part in transformers.__version__.split(".")[:2])
+    if major != 5 or minor not in CORRECT:
+        pytest.skip(f"transformers {transformers.__version__} computes something else (model.md)")
+    made: dict[str, Reference] = {}
+
+    def reference_of(geometry: str) -> Reference:
+        if geometry not in made:
+            made[geometry] = Reference(tiny_checkpoint(geometry))
+        return made[geometry]
+
+    return reference_of
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("seed", range(LIVE_PROMPTS))
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_random_prompts(load: Loader, reference: Callable, geometry: str, seed: int) -> None:
+    turns: Turns = random_turns(LIVE_PROMPTS * GEOMETRIES.index(geometry) + seed)
+    options = {"voice": ("Chelsie", "Ethan")[seed % 2], "seed": seed}
+    theirs = reference(geometry).answer(turns, **options)
+    ours = answer(load(geometry), turns, **options)
+    assert ours.prompt_ids == theirs.prompt_ids
+    assert (ours.text_ids, ours.codec_ids) == theirs.said
+    expected = everything(theirs)
+    errors = {name: max_error(value, expected[name]) for name, value in everything(ours).items()}
+    print(geometry, turns, {k: f"{v:.1e}" for k, v in errors.items()})
+    assert max(errors.values()) < TOLERANCE, errors
