@@ -128,7 +128,7 @@ def tokenizer() -> Stage:
 
 def dit() -> Stage:
     """Codes and voice to mel, by flow matching."""
-    return replace(tokenizer(), name="dit", steps=5000, batch_size=16, ema=0.999, weight_decay=0.01)
+    return replace(tokenizer(), name="dit", steps=6500, batch_size=16, ema=0.999, weight_decay=0.01)
 
 
 def vocoder() -> Stage:
