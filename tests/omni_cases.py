@@ -151,7 +151,7 @@ def random_turns(seed: int) -> Turns:
     turns: Turns = [SYSTEM]
     for _ in range(rng.randint(1, 3)):
         parts: list[Part] = []
-        for kind in rng.choices(("image", "audio", "video"), k=rng.randint(0, 2)):
+        for kind in rng.choices(("image", "audio", "video"), k=rng.randint(1, 2)):
             height, width = 28 * rng.randint(2, 4), 28 * rng.randint(2, 4)
             length = rng.randint(4, 450) / 100
             media = {

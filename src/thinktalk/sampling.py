@@ -5,6 +5,7 @@ No function here waits for the device. Shapes: B rows, V vocabulary.
 """
 
 import hashlib
+import math
 from dataclasses import dataclass
 
 import torch
@@ -21,13 +22,13 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
+        if not 0 <= self.temperature < math.inf:
             raise ValueError(f"temperature is {self.temperature}; use 0 (greedy) or more")
         if self.top_k < 0:
             raise ValueError(f"top_k is {self.top_k}; use 0 (off) or more")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}; use a value above 0 and up to 1 (off)")
-        if self.repetition_penalty <= 0:
+        if not 0 < self.repetition_penalty < math.inf:
             raise ValueError(f"repetition_penalty is {self.repetition_penalty}; 1 turns it off")
 
 
