@@ -44,7 +44,7 @@ TABLE = {
         "torch",
     ),
     "generate": ("generate", GENERATE, ""),
-    "terminal": ("terminal", GENERATE + " generate", ""),
+    "terminal": ("terminal playback", GENERATE + " generate", ""),
     "live": (
         "live.__init__ live.listen live.turn live.session live.blocks live.scheduler"
         " live.engine live.speak live.graphs",
@@ -54,7 +54,7 @@ TABLE = {
     "train": (
         "train.__init__ train.trainer train.data train.losses train.stages train.voice"
         " train.checkpoint train.recipe train.speech train.streams train.vocabulary"
-        " train.assemble train.conversations train.talker train.thinker train.plot",
+        " train.assemble train.conversations train.talker train.thinker train.align train.plot",
         GENERATE + " generate playroom parallel adapters eval.metrics",
         "",
     ),

@@ -1,6 +1,7 @@
 """The command line: `thinktalk COMMAND ...`. A command's code is imported when it is called."""
 
 import argparse
+import io
 import math
 import os
 import sys
@@ -19,13 +20,16 @@ INTERRUPTED = 128 + 2  # exit status, as a shell reports SIGINT
 EXTRAS = {"matplotlib": "train", "pocketsphinx": "eval", "jiwer": "eval"}  # module -> extra
 DTYPES = ("float32", "bfloat16", "float16")
 SUITES = ("playroom",)
-# The stages of train.recipe with what they learn, spelled out so that --help needs no torch.
+# The stages of train.recipe: what they learn, and the finished stages that they build on. Spelled
+# out so that --help needs no torch.
 STAGES = {
-    "tokenizer": "speech tokenizer: mel to codec ids and back",
-    "thinker": "Thinker and audio encoder: typed and spoken questions to text",
-    "dit": "DiT: codec ids and a voice to mel (builds on tokenizer)",
-    "talker": "Talker: answers to codec ids (builds on tokenizer and thinker)",
-    "vocoder": "vocoder: mel to wave",
+    "tokenizer": ("speech tokenizer: mel to codec ids and back", ()),
+    "typed": ("the Thinker's text decoder: typed questions", ()),
+    "align": ("audio encoder: recordings towards the embeddings of their words", ("typed",)),
+    "thinker": ("the whole Thinker: typed and spoken questions to text", ("align",)),
+    "dit": ("DiT: codec ids and a voice to mel", ("tokenizer",)),
+    "talker": ("Talker: answers to codec ids", ("tokenizer", "thinker")),
+    "vocoder": ("vocoder: mel to wave", ()),
 }
 TRAINING = """\
 A run folder holds one folder per stage: state.pt (everything that training needs to go on, written
@@ -53,10 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"thinktalk {options.command}: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
-        if error.name not in EXTRAS:
+        package = (error.name or "").split(".")[0]
+        if package not in EXTRAS:
             raise
-        extra = f"pip install 'thinktalk[{EXTRAS[error.name]}]'"
-        print(f"thinktalk {options.command}: it needs {error.name}: {extra}", file=sys.stderr)
+        remedy = f"pip install 'thinktalk[{EXTRAS[package]}]'"
+        print(f"thinktalk {options.command}: it needs {package}; {remedy}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(file=sys.stderr)
@@ -141,12 +146,12 @@ def run_chat(options: argparse.Namespace) -> None:
         play=options.play,
     )
     for stream in (sys.stdin, sys.stdout):  # odd bytes and a narrow terminal are no reason to end
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
-    model = load(options)
-    if options.parts:
-        terminal.answer_once(model, options.parts, settings)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    if parts := terminal.parts_of_words(options.parts):
+        terminal.answer_once(load(options), parts, settings)
     else:
-        terminal.converse(model, settings)
+        terminal.converse(load(options), settings)
 
 
 # ---- train
@@ -166,13 +171,14 @@ def add_train(commands: "Commands") -> None:
     spark.set_defaults(run=run_train_spark)
     data = add_stage(stages, "data", "only the data: speech, questions, the text tokenizer")
     data.set_defaults(run=run_train_data)
-    for name, what in STAGES.items():
-        stage = add_stage(stages, name, what)
+    for name, (what, earlier) in STAGES.items():
+        builds_on = f" (builds on {' and '.join(earlier)})" if earlier else ""
+        stage = add_stage(stages, name, what + builds_on)
         stage.add_argument(
             "--minutes", type=float, default=math.inf, help="end this leg after so many minutes"
         )
         stage.set_defaults(run=run_train_stage)
-    plot = stages.add_parser("plot", help="draw the curves of all stages", epilog=None)
+    plot = stages.add_parser("plot", help="draw the curves of all stages")
     plot.add_argument(
         "--run", dest="run_folder", required=True, type=Path, help="folder of the run"
     )
@@ -220,7 +226,7 @@ def run_train_stage(options: argparse.Namespace) -> None:
     from thinktalk.weights import usable_device
 
     usable_device(options.device)
-    for earlier in recipe.BUILDS_ON.get(options.stage, ()):
+    for earlier in STAGES[options.stage][1]:
         if not is_done(options.run_folder / earlier):
             raise ValueError(
                 f"stage {options.stage} builds on {earlier}, which is not finished in "

@@ -7,8 +7,6 @@ Only answers go to stdout; the prompt, notes and errors stand beside them on std
 import json
 import os
 import re
-import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -20,8 +18,8 @@ from urllib.parse import urlsplit
 
 from thinktalk.generate import DEFAULT_VOICE, Answer, generate
 from thinktalk.media.chat import SPEECH_SYSTEM_PROMPT
-from thinktalk.media.encode import FORMATS, encode
 from thinktalk.media.source import medium_of, open_source
+from thinktalk.playback import find_player, next_free, play, save_sound, sound_format, write_file
 from thinktalk.weights import LoadedModel
 
 try:
@@ -29,24 +27,17 @@ try:
 except ImportError:
     readline = None
 
-# Programs that play a WAV file, and what keeps them quiet; the first that is installed is taken.
-PLAYERS = {
-    "paplay": (),
-    "aplay": ("-q",),
-    "afplay": (),
-    "ffplay": ("-nodisp", "-autoexit", "-loglevel", "error"),
-}
 COMMANDS = {
-    "/voice": "[NAME]  who speaks from now on; without a name, who can",
-    "/system": "[TEXT] the system prompt from now on; without a text, the one in use",
+    "/voice": "who can speak; /voice NAME: who speaks from now on",
+    "/system": "the system prompt; /system TEXT: another one from now on",
     "/new": "forget the conversation (also when it has grown too long)",
-    "/save": "FILE    the last reply's sound (FILE.wav, .mp3, ...) or the conversation (FILE.json)",
+    "/save": "/save FILE.wav (or .mp3, ...): the last reply's sound; /save FILE.json: all messages",
     "/help": "these lines",
     "/quit": "the end, as Ctrl-D; Ctrl-C stops a reply",
 }
 # A word of a line: quoted, or without spaces (a backslash keeps the next character in the word).
 WORD = re.compile(r""""(?P<double>[^"]+)"|'(?P<single>[^']+)'|(?P<bare>(?:\\.|\S)+)""")
-TRAILING = "?!.,;:)\"'"  # signs that may follow a path in a sentence
+LEADING, TRAILING = "(\"'", "?!.,;:)\"'"  # signs that may stand around a path in a sentence
 # What a terminal would obey instead of showing; a model may write any byte.
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -72,17 +63,17 @@ class Settings:
             sound_format(self.speak)
 
 
-def answer_once(model: LoadedModel, words: Sequence[str], settings: Settings) -> None:
-    """Answers one question of words and media in order; raises ValueError for what it cannot do."""
+def answer_once(model: LoadedModel, parts: list[Part], settings: Settings) -> None:
+    """Answers one question (`parts_of_words`); raises ValueError for what it cannot do."""
     conversation = Conversation(model, settings)
-    player = find_player() if settings.play else None
+    player = _player(settings)
     speak = bool(settings.speak or player)
     if speak and conversation.voice is None:
         raise ValueError(f"{model.folder} has no voices (spk_dict.pt), so it cannot speak")
-    answer = conversation.ask(parts_of_words(words), speak=speak)
+    answer = conversation.ask(parts, speak=speak)
     if settings.speak is not None:
         save_sound(answer, settings.speak)
-    if player is not None:
+    if player is not None and len(answer.audio):
         play(answer, player)
 
 
@@ -156,7 +147,7 @@ class Terminal:
         self.conversation = Conversation(model, settings)
         self.settings, self.downloads = settings, downloads
         self.speak = not settings.text_only and self.conversation.voice is not None
-        self.player = find_player() if settings.play and self.speak else None
+        self.player = _player(settings) if self.speak else None
         self.sounds = settings.speak
         self.last: Answer | None = None
         if self.conversation.voice is None and not settings.text_only:
@@ -184,7 +175,7 @@ class Terminal:
     def obey(self, command: str, argument: str) -> None:
         conversation = self.conversation
         if command == "/help":
-            note("\n".join(f"{name} {what}" for name, what in COMMANDS.items()))
+            note("\n".join(f"{name:8} {what}" for name, what in COMMANDS.items()))
         elif command == "/new":
             conversation.history = []
             note("(a new conversation)")
@@ -208,7 +199,7 @@ class Terminal:
             if self.conversation.system is not None:
                 messages.insert(0, {"role": "system", "content": self.conversation.system})
             text = json.dumps(messages, indent=2, ensure_ascii=False)
-            _write(path, (text + "\n").encode("utf-8", "replace"))
+            write_file(path, (text + "\n").encode("utf-8", "replace"))
         elif self.last is None:
             raise ValueError("there is no whole reply yet whose sound could be saved")
         else:
@@ -246,12 +237,18 @@ class Terminal:
 
 
 def parts_of_words(words: Sequence[str]) -> list[Part]:
-    """Every word is a medium by its name or text; neighbouring texts are joined by spaces."""
+    """Every word is a medium by its name or text; neighbouring texts are joined by spaces.
+
+    Raises ValueError for files that are missing, unreadable or no media by their name.
+    """
     parts: list[Part] = []
     for word in words:
         kind = medium_of(word) or "text"
         if kind == "text":
             _refuse_other_files(word)
+        elif not word.startswith(("http://", "https://")):
+            with open_source(word):  # a big model is not loaded for a mistyped name
+                pass
         if kind == "text" and parts and parts[-1]["type"] == "text":
             parts[-1]["text"] += f" {word}"
         else:
@@ -262,18 +259,19 @@ def parts_of_words(words: Sequence[str]) -> list[Part]:
 def parts_of_line(line: str) -> list[Part]:
     """Media are words of the line, quoted or with escaped spaces; what is between them is text.
 
-    A path may end a sentence: "what is in picture.png?". Raises ValueError for files that are no
-    media by their name.
+    Signs of the sentence may stand around a path: "what is in picture.png?". Raises ValueError for
+    files that are no media by their name.
     """
     parts: list[Part] = []
     start = place = 0
     while word := WORD.search(line, place):
         quoted = word["double"] or word["single"]
-        path, rest = (quoted, "") if quoted else _path_and_rest(word["bare"])
+        before, path, after = ("", quoted, "") if quoted else _path_in(word["bare"])
         kind = medium_of(path)
         if kind:
-            parts += [_text(line[start : word.start()]), {"type": kind, kind: path}]
-            start = word.end() - len(rest)
+            text = _text(line[start : word.start()] + before)
+            parts += [text, {"type": kind, kind: path}]
+            start = word.end() - len(after)
         elif not quoted:
             _refuse_other_files(path)
         # words inside quotes that name no medium are looked at one by one
@@ -286,13 +284,14 @@ def _text(text: str) -> Part:
     return {"type": "text", "text": text.strip()}
 
 
-def _path_and_rest(word: str) -> tuple[str, str]:
-    """A word without its escapes, and the signs behind it that belong to the sentence."""
+def _path_in(word: str) -> tuple[str, str, str]:
+    """A word without its escapes; what of it belongs to the sentence stands before and after."""
     plain = re.sub(r"\\(.)", r"\1", word)
-    path = plain.rstrip(TRAILING)
-    if medium_of(plain) is None and medium_of(path) and ("://" in path or _is_file(path)):
-        return path, plain[len(path) :]
-    return plain, ""
+    head = plain.lstrip(LEADING)
+    path = head.rstrip(TRAILING)
+    if medium_of(path) and not _is_file(plain) and ("://" in path or _is_file(path)):
+        return plain[: len(plain) - len(head)], path, head[len(path) :]
+    return "", plain, ""
 
 
 def _refuse_other_files(word: str) -> None:
@@ -307,7 +306,7 @@ def _is_file(word: str) -> bool:
     return os.path.isfile(os.path.expanduser(word))
 
 
-# ---- voices and sound
+# ---- voices
 
 
 def choose_voice(model: LoadedModel, name: str | None) -> str | None:
@@ -325,61 +324,11 @@ def _voices_line(conversation: Conversation) -> str:
     return f"voice: {conversation.voice} (this model has {known})"
 
 
-def sound_format(path: Path) -> str:
-    """The format that the file's name asks for; ValueError if it, or its folder, does not exist."""
-    suffix = path.suffix.lower().removeprefix(".")
-    if suffix not in FORMATS:
-        endings = ", ".join(f".{name}" for name in FORMATS)
-        raise ValueError(f"{path}: sound is saved by the name's ending; give one of {endings}")
-    if not path.expanduser().parent.is_dir():
-        raise ValueError(f"{path}: the folder {path.parent} does not exist; make it first")
-    return suffix
-
-
-def save_sound(answer: Answer, path: Path) -> None:
-    if not len(answer.audio):
-        raise ValueError(f"{path} is not written: nothing was spoken")
-    sound = encode(answer.audio, format=sound_format(path), sample_rate=answer.sample_rate)
-    _write(path.expanduser(), sound)
-
-
-def next_free(path: Path) -> Path:
-    """reply.wav -> reply-1.wav, or the first number that no file has."""
-    number = 1
-    while (free := path.with_stem(f"{path.stem}-{number}").expanduser()).exists():
-        number += 1
-    return free
-
-
-def find_player() -> list[str] | None:
-    """The command that plays a file; says once where there is none."""
-    for name, options in PLAYERS.items():
-        if program := shutil.which(name):
-            return [program, *options]
-    note(f"No player is installed ({', '.join(PLAYERS)}): the sound is not played.")
-    return None
-
-
-def play(answer: Answer, player: list[str]) -> None:
-    """Returns when the sound has been heard; Ctrl-C stops it."""
-    if not len(answer.audio):
-        return
-    with tempfile.TemporaryDirectory(prefix="thinktalk-") as folder:
-        path = Path(folder) / "reply.wav"
-        save_sound(answer, path)
-        # the player must not read what the user types meanwhile
-        done = subprocess.run([*player, path], stdin=subprocess.DEVNULL, capture_output=True)
-    if done.returncode:
-        reason = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
-        name = Path(player[0]).name
-        note(f"{name} could not play the sound ({''.join(reason) or done.returncode})")
-
-
-def _write(path: Path, content: bytes) -> None:
-    try:
-        path.write_bytes(content)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be written ({error.strerror})") from error
+def _player(settings: Settings) -> list[str] | None:
+    player = find_player() if settings.play else None
+    if settings.play and player is None:
+        note("No player is installed (paplay, aplay, afplay or ffplay): the sound is not played.")
+    return player
 
 
 # ---- the terminal

@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
