@@ -1,4 +1,4 @@
-"""Ask spark a spoken question, then a typed one, and save what it says: `python examples/generate.py`"""
+"""Ask spark a spoken question, then a typed one, and save what it says."""
 
 from pathlib import Path
 

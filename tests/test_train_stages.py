@@ -22,6 +22,7 @@ from thinktalk.train import recipe, stages, streams
 from thinktalk.train.assemble import assemble, write_companions
 from thinktalk.train.conversations import IGNORED
 from thinktalk.train.streams import codec_ids, open_streams
+from thinktalk.train.talker import spread_unused
 from thinktalk.train.trainer import Stage, best_weights, curve, train
 from thinktalk.train.voice import REF_MEL_FRAMES, voice_print
 
@@ -116,7 +117,7 @@ def test_unused_codec_ids_share_one_class(run: Path, data: Path) -> None:
     task.module.load_state_dict(best_weights(run / "talker"))
     hidden = torch.randn(3, task.talker.config.hidden_size)
     by_class = task._class_logits(hidden).softmax(-1)
-    task.spread_unused()
+    spread_unused(task.talker, num_codes=task.codes.num_codes)
     full = task.talker.logits(hidden).softmax(-1)
     assert torch.allclose(by_class[:, :-1], full[:, task.classes[:-1]], atol=1e-6)
 

@@ -59,9 +59,7 @@ class Thinker(nn.Module):
             count = 0 if rows is None else len(rows)
             assert int(places.sum()) == count, (token_id, int(places.sum()), count)
             if rows is not None:
-                embeddings = embeddings.masked_scatter(
-                    places[..., None], rows.to(embeddings.dtype)
-                )
+                embeddings = embeddings.masked_scatter(places[..., None], rows.to(embeddings.dtype))
         return embeddings
 
     def encode_audio(self, mels: list[Tensor]) -> Tensor | None:

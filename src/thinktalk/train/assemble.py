@@ -14,6 +14,7 @@ from thinktalk.playroom import talk
 from thinktalk.train import stages
 from thinktalk.train.speech import VOICE_FRAMES
 from thinktalk.train.streams import Stream
+from thinktalk.train.talker import spread_unused
 from thinktalk.train.trainer import best_weights
 from thinktalk.train.vocabulary import train_bpe, write_tokenizer
 from thinktalk.train.voice import voice_print
@@ -62,6 +63,7 @@ def assemble(run: Path, streams: list[Stream], out: Path) -> None:
     omni = Omni(stages.spark_config())
     adopt(omni.thinker, run / "thinker", prefix="thinker.")
     adopt(omni.talker, run / "talker", prefix="talker.")
+    spread_unused(omni.talker, num_codes=omni.config.token2wav_config.dit_config.num_embeds)
     adopt(omni.token2wav.code2wav_dit_model, run / "dit")
     adopt(omni.token2wav.code2wav_bigvgan_model, run / "vocoder")
     model = LoadedModel(omni.eval(), voices(streams), run / "text")

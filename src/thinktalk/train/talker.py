@@ -51,11 +51,9 @@ class TalkerTask:
         self.module = nn.ModuleDict({"talker": talker, "spelling": spelling})
         self.talker, self.thinker, self.spelling = talker, thinker, spelling
         self.dialogues, self.voice_tokens, self.codes = dialogues, voice_tokens, codes
-        config = talker.config
-        self.classes = torch.tensor([*range(codes.num_codes), *config.stop_ids, codes.num_codes])
-        num_unused = config.vocab_size - codes.num_codes - len(config.stop_ids)
+        self.classes = codec_classes(talker, num_codes=codes.num_codes)
         self.class_sizes = torch.ones(len(self.classes))
-        self.class_sizes[-1] = num_unused
+        self.class_sizes[-1] = talker.config.vocab_size - len(self.classes) + 1
         self.train_replies, self.test_replies = _replies(streams, ids)
         self.questions = self._questions()
 
@@ -89,17 +87,6 @@ class TalkerTask:
             for name, value in self.loss(batch, 1.0)[1].items():
                 figures[name].append(value.item())
         return {name: float(np.mean(values)) for name, values in figures.items()}
-
-    @torch.no_grad()
-    def spread_unused(self) -> None:
-        """Gives every id that no code uses the weights of the class that stands for all of them.
-
-        Trained as one class of that many equal members, so the full softmax is what was trained.
-        """
-        weight = self.talker.codec_head.weight
-        unused = torch.ones(len(weight), dtype=torch.bool)
-        unused[self.classes[:-1]] = False
-        weight[unused] = weight[self.codes.num_codes].clone()
 
     def _hidden(self, batch: dict[str, Any]) -> Tensor:
         ids, thinker = batch["ids"], self.thinker
@@ -217,6 +204,23 @@ class TalkerTask:
         wrong = (kind >= NEAR_IDS) & (kind < NEAR_IDS + RANDOM_IDS)
         noisy = np.where(near, (digits * places).sum(1), ids)
         return np.where(wrong, rng.integers(self.codes.num_codes, size=len(ids)), noisy)
+
+
+def codec_classes(talker: Talker, *, num_codes: int) -> Tensor:
+    """The ids that the Talker tells apart: all codes, the stop ids, one for all unused ids."""
+    return torch.tensor([*range(num_codes), *talker.config.stop_ids, num_codes])
+
+
+@torch.no_grad()
+def spread_unused(talker: Talker, *, num_codes: int) -> None:
+    """Gives every id that no code uses the weights of the class that stands for all of them.
+
+    Trained as one class of that many equal members, so the full softmax is what was trained.
+    """
+    weight = talker.codec_head.weight
+    unused = torch.ones(len(weight), dtype=torch.bool)
+    unused[codec_classes(talker, num_codes=num_codes)[:-1]] = False
+    weight[unused] = weight[num_codes].clone()
 
 
 def _replies(
