@@ -23,10 +23,11 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from tqdm import tqdm
 
 from thinktalk.config import OmniConfig
 from thinktalk.model.layers import rotary_frequencies
-from thinktalk.model.omni import Omni
+from thinktalk.model.omni import Omni, without_storage
 
 CONFIG, VOICES, GENERATION = "config.json", "spk_dict.pt", "generation_config.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -108,16 +109,15 @@ def load(
     device = usable_device(device)
     folder = find(name_or_path)
     config = OmniConfig.from_dict(read_json(folder / CONFIG))
-    with torch.device("meta"):
-        omni = Omni(config)
+    omni = without_storage(config)
     shards = weight_files(folder)
     stored = check(shards, omni, folder=folder)
     if dtype is None:
         dtype = default_dtype(omni, stored, device=device)
-    for path in shards:
+    for path in tqdm(shards, desc=folder.name, delay=2, disable=None):
         tensors = read_shard(path, omni, device, dtypes=(dtype, token2wav_dtype))
         omni.load_state_dict(tensors, strict=False, assign=True)
-    fill_in(omni, device=device)
+    fill_in(omni, stored, device=device)
     return LoadedModel(omni.eval(), read_voices(folder / VOICES, config), folder)
 
 
@@ -253,12 +253,12 @@ def read_shard(
     return tensors
 
 
-def fill_in(omni: Omni, *, device: torch.device) -> None:
+def fill_in(omni: Omni, stored: Mapping[str, str], *, device: torch.device) -> None:
     """Computes the buffers that follow from the configuration; nothing stays without storage.
 
     The DiT's rotary frequencies only if the checkpoint did not store (rounded) ones.
     """
-    if omni.state_dict()[DIT_FREQUENCIES].is_meta:
+    if DIT_FREQUENCIES not in stored:
         config = omni.config.token2wav_config.dit_config
         values = rotary_frequencies(config.head_dim, theta=config.rope_theta, device=device)
         omni.load_state_dict({DIT_FREQUENCIES: values}, strict=False, assign=True)

@@ -98,8 +98,7 @@ class DiT(nn.Module):
         """What the voice adds to every frame [B,branches,D]; the second branch has no voice."""
         both = (t.to(self.proj_out.weight) for t in (cond, ref_mel))
         both = (torch.stack([t, torch.zeros_like(t)][:branches], dim=1) for t in both)
-        voices = self.input_embed.voice(*(t.flatten(0, 1) for t in both))
-        return voices.unflatten(0, (-1, branches))
+        return self.input_embed.voice(*(t.flatten(0, 1) for t in both)).unflatten(0, (-1, branches))
 
     def context(self, codes: Tensor, voice: Tensor) -> Tensor:
         """What codes [B,n] and voice [B,D] add to the input of every frame: [B,T,D]."""
@@ -366,7 +365,8 @@ class Rotary(nn.Module):
 
     def __init__(self, config: DiTConfig):
         super().__init__()
-        frequencies = rotary_frequencies(config.head_dim, theta=config.rope_theta)
+        real = torch.device("cpu")  # on the meta device torch would import a compiler for this
+        frequencies = rotary_frequencies(config.head_dim, theta=config.rope_theta, device=real)
         self.register_buffer("inv_freq", frequencies)
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:

@@ -65,7 +65,7 @@ def train_spark(*, data: Path, run: Path, out: Path, device: str = "cpu") -> Non
         for lane in lanes:
             lane.join()
         if any(lane.exitcode for lane in lanes):
-            raise RuntimeError("a stage failed; its error stands above, run the command again")
+            raise ValueError("a stage failed; its error stands above. Run the command again")
     else:
         for name in STAGES:
             run_stage(name, data=data, run=run, device=device)

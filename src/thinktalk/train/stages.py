@@ -135,7 +135,7 @@ def vocoder() -> Stage:
     """Mel to wave. Convolutions gain nothing from bfloat16 on CPUs."""
     return Stage(
         "vocoder",
-        steps=4000,
+        steps=7000,
         learning_rate=1e-3,
         batch_size=8,
         betas=(0.8, 0.99),
