@@ -136,8 +136,7 @@ def film(frames: NDArray[np.uint8], wave: NDArray[np.float32]) -> bytes:
         samples = (wave[None] * 2**15).astype(np.int16)
         heard = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
         heard.sample_rate, heard.pts = SOUND_HZ, 0
-        for stream, last in ((pictures, None), (track, heard), (track, None)):
-            media.mux(stream.encode(last))
+        media.mux([*pictures.encode(None), *track.encode(heard), *track.encode(None)])
     return held.getvalue()
 
 

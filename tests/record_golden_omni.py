@@ -54,10 +54,11 @@ def record(folder: Path) -> tuple[dict[str, Tensor], dict]:
 def stop_early(reference: Reference) -> tuple[dict[str, int], Run]:
     """Takes ids that a greedy answer contains for those that end reply and speech."""
     turns = CASES["text"]
-    stops = {"text_stop": fresh(reference.answer(turns).text_ids, TEXT_IDS_BEFORE_STOP)}
-    codec_ids = reference.answer(turns, **stops).codec_ids
-    stops["codec_stop"] = fresh(codec_ids, CODEC_IDS_BEFORE_STOP)
-    return stops, reference.answer(turns, **stops)
+    text = fresh(reference.answer(turns).text_ids, TEXT_IDS_BEFORE_STOP)
+    spoken = reference.answer(turns, text_stop=text).codec_ids
+    codec = fresh(spoken, CODEC_IDS_BEFORE_STOP)
+    stopped = reference.answer(turns, text_stop=text, codec_stop=codec)
+    return {"text_stop": text, "codec_stop": codec}, stopped
 
 
 def fresh(ids: list[int], start: int) -> int:

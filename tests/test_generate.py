@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ MODULE = import_module("thinktalk.generate")  # thinktalk.generate is the functi
 SAMPLES_PER_ID = 480
 QUESTION = "What do you see and hear?"
 TEXT = CASES["text"]
-SHORT = {"max_text_tokens": 5, "max_codec_ids": 8}
+SHORT: dict[str, Any] = {"max_text_tokens": 5, "max_codec_ids": 8}
 HOT = Sampling(temperature=1.5)
 
 
@@ -65,7 +66,7 @@ def test_the_last_id_leaves_no_row(model: LoadedModel) -> None:
     stopped = answer(model, TEXT, text_stop=free.text_ids[4], **SHORT)
     assert len(free.text_ids) == 5 and stopped.text_ids == free.text_ids[:4]
     assert stopped.codec_ids == free.codec_ids
-    four = answer(model, TEXT, **SHORT | {"max_text_tokens": 4})
+    four = answer(model, TEXT, max_text_tokens=4, max_codec_ids=8)
     assert four.text_ids == stopped.text_ids and four.codec_ids != stopped.codec_ids
 
 
@@ -73,7 +74,7 @@ def test_a_reply_of_one_token(model: LoadedModel) -> None:
     """It is spoken, whether a stop id or the limit follows it."""
     free = answer(model, TEXT, **SHORT)
     stopped = answer(model, TEXT, text_stop=free.text_ids[1], **SHORT)
-    limited = answer(model, TEXT, **SHORT | {"max_text_tokens": 1})
+    limited = answer(model, TEXT, max_text_tokens=1, max_codec_ids=8)
     assert stopped.text_ids == limited.text_ids == free.text_ids[:1]
     assert stopped.codec_ids == limited.codec_ids and len(limited.codec_ids) == 8
     assert limited.codec_ids != free.codec_ids
@@ -108,8 +109,9 @@ def test_a_full_context_ends_the_reply(model: LoadedModel, monkeypatch, prompts)
 
 @pytest.mark.parametrize("limit", ["max_text_tokens", "max_codec_ids"])
 def test_limits_below_one(model: LoadedModel, limit: str) -> None:
+    options: dict[str, Any] = {limit: 0}
     with pytest.raises(ValueError, match=f"{limit} is 0; it must be at least 1"):
-        thinktalk.generate(model, [QUESTION], **{limit: 0})
+        thinktalk.generate(model, [QUESTION], **options)
 
 
 # ---- voices
@@ -226,8 +228,8 @@ def test_penalty_of_the_text_counts_the_prompt(model: LoadedModel, monkeypatch) 
 
     def first_id(penalty: float) -> int:
         text = Sampling(repetition_penalty=penalty)
-        options = {"speak": False, "text": text, "max_text_tokens": 1}
-        return thinktalk.generate(model, [QUESTION], **options).text_ids[0]
+        reply = thinktalk.generate(model, [QUESTION], speak=False, text=text, max_text_tokens=1)
+        return reply.text_ids[0]
 
     assert first_id(1.0) == ord("W") - 33  # stands in the question
     assert first_id(1.05) == 311

@@ -192,9 +192,9 @@ def reference(tiny_checkpoint: Callable[[str], Path]) -> Callable:
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 def test_random_prompts(load: Loader, reference: Callable, geometry: str, seed: int) -> None:
     turns: Turns = random_turns(LIVE_PROMPTS * GEOMETRIES.index(geometry) + seed)
-    options = {"voice": ("Chelsie", "Ethan")[seed % 2], "seed": seed}
-    theirs = reference(geometry).answer(turns, **options)
-    ours = answer(load(geometry), turns, **options)
+    voice = ("Chelsie", "Ethan")[seed % 2]
+    theirs = reference(geometry).answer(turns, voice=voice, seed=seed)
+    ours = answer(load(geometry), turns, voice=voice, seed=seed)
     assert ours.prompt_ids == theirs.prompt_ids
     assert (ours.text_ids, ours.codec_ids) == theirs.said
     expected = everything(theirs)

@@ -1,6 +1,7 @@
 """Choosing ids: cases worked by hand, the reference's own processors, and the keyed draws."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -155,7 +156,7 @@ def test_half_precision_logits() -> None:
         ({"repetition_penalty": math.nan}, "repetition_penalty is nan"),
     ],
 )
-def test_impossible_values(options: dict[str, float], message: str) -> None:
+def test_impossible_values(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Sampling(**options)
 

@@ -206,7 +206,9 @@ class TalkerConfig(DecoderConfig):
     """The decoder that turns Thinker states and text into codec ids, and its special ids."""
 
     MODEL_TYPE = "qwen2_5_omni_talker"
-    IGNORED = DecoderConfig.IGNORED | {*_COPIED_TO_TALKER, "spatial_merge_size"}
+    IGNORED = DecoderConfig.IGNORED | {
+        *_COPIED_TO_TALKER, *ThinkerConfig.ALIASES, "spatial_merge_size"
+    }  # fmt: skip
 
     vocab_size: int = 8448
     hidden_size: int = 896
@@ -346,6 +348,12 @@ class SpeechTokenizerConfig(_Section):
     fsq_levels: tuple[int, ...] = (8, 5, 5, 5)
     frames_per_code: int = 2
     cond_dim: int = 160  # width of the voice's `cond`
+
+    def __post_init__(self) -> None:
+        if min(self.fsq_levels) < 3:
+            raise ValueError(f"fsq_levels is {list(self.fsq_levels)}; use 3 or more of each")
+        if self.frames_per_code % 2:
+            raise ValueError(f"frames_per_code is {self.frames_per_code}; use an even number")
 
     @property
     def num_codes(self) -> int:
