@@ -208,21 +208,11 @@ def talk(
         return
     omni, config = thought.omni, thought.omni.config.talker_config
     talker, device = omni.talker, thought.ids.device
-    media = torch.isin(
-        thought.ids, torch.tensor(omni.config.thinker_config.media_token_ids, device=device)
-    )
-    end, pad, opening = (
+    tracks, positions = hand_over(thought, voice=voice)
+    end, pad = (
         omni.thinker.embed(torch.tensor([token], device=device))
-        for token in (config.tts_text_end_token_id, config.tts_text_pad_token_id, voice.bos_token)
+        for token in (config.tts_text_end_token_id, config.tts_text_pad_token_id)
     )
-    tracks = torch.cat(
-        (
-            prompt_rows(thought.embeddings, thought.hidden, media),
-            talker.start_rows(opening[0], thought.reply_rows[0][0]),
-        )
-    )
-    after = thought.next_position + torch.arange(2)
-    positions = torch.cat((thought.positions, after.expand(3, 2)), dim=1)
     reply = [*thought.reply_rows[1:], end]
     cache, table = single_row(
         config, capacity=len(tracks) + max_codec_ids, dtype=tracks.dtype, device=device
@@ -259,6 +249,21 @@ def talk(
             cache=cache,
             plan=row_plan(table, start=len(tracks) + step, num_tokens=1),
         )[:, -1]
+
+
+def hand_over(thought: Thought, *, voice: Voice) -> tuple[Tensor, Tensor]:
+    """What the Talker hears before it speaks: tracks [T+2,E] and positions [3,T+2].
+
+    The T prompt positions, then one with the voice and one with the first reply row.
+    """
+    thinker, talker, device = thought.omni.thinker, thought.omni.talker, thought.ids.device
+    media_ids = torch.tensor(thinker.config.media_token_ids, device=device)
+    prompt = prompt_rows(thought.embeddings, thought.hidden, torch.isin(thought.ids, media_ids))
+    opening = thinker.embed(torch.tensor(voice.bos_token, device=device))
+    start = talker.start_rows(opening, thought.reply_rows[0][0])
+    after = thought.next_position + torch.arange(2)
+    positions = torch.cat((thought.positions, after.expand(3, 2)), dim=1)
+    return torch.cat((prompt, start)), positions
 
 
 def render(
