@@ -19,11 +19,18 @@ STAGE = Stage("line", steps=40, learning_rate=0.05, batch_size=8, warmup_steps=4
 class Line:
     """Learns y = 3x - 1 with a frozen companion, with dropout so that the torch RNG matters."""
 
-    def __init__(self, *, broken_step: int | None = None, stop_after: int | None = None):
+    def __init__(
+        self,
+        *,
+        broken_step: int | None = None,
+        steep_step: int | None = None,
+        stop_after: int | None = None,
+    ):
         torch.manual_seed(1)
         self.line, self.frozen = nn.Linear(1, 1), nn.Linear(2, 2).requires_grad_(False)
         self.module = nn.ModuleDict({"line": self.line, "frozen": self.frozen})
-        self.broken_step, self.stop_after, self.calls = broken_step, stop_after, 0
+        self.broken_step, self.steep_step = broken_step, steep_step
+        self.stop_after, self.calls = stop_after, 0
 
     def batch(self, rng: np.random.Generator, size: int) -> dict[str, Any]:
         return {"x": torch.from_numpy(rng.standard_normal((size, 1)).astype(np.float32))}
@@ -36,6 +43,8 @@ class Line:
         loss = error.square().mean()
         if self.calls == self.broken_step:
             loss = loss * torch.nan
+        if self.calls == self.steep_step:
+            loss = loss * 1000
         self.calls += 1
         return loss, {"error": loss}
 
@@ -94,6 +103,14 @@ def test_a_broken_batch_changes_nothing_but_the_log(tmp_path: Path) -> None:
     weights = finished(tmp_path, Line(broken_step=5))
     assert torch.isfinite(weights["line.weight"]).all()
     assert np.isnan(curve(tmp_path)[0]["error"])
+
+
+def test_a_spike_is_left_out(tmp_path: Path) -> None:
+    """A batch a thousand times as steep as usual must not move the weights."""
+    calm = finished(tmp_path / "calm", Line())
+    spiked = finished(tmp_path / "spiked", Line(steep_step=30))
+    assert max(row["gradient"] for row in curve(tmp_path / "spiked") if "gradient" in row) > 50
+    assert torch.allclose(calm["line.weight"], spiked["line.weight"], atol=0.1)
 
 
 def test_averaged_weights_lag_behind(tmp_path: Path) -> None:

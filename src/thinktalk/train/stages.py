@@ -128,7 +128,16 @@ def tokenizer() -> Stage:
 
 def dit() -> Stage:
     """Codes and voice to mel, by flow matching."""
-    return replace(tokenizer(), name="dit", steps=6500, batch_size=16, ema=0.999, weight_decay=0.01)
+    # more and the attention of the first layer diverges after some thousand steps
+    return replace(
+        tokenizer(),
+        name="dit",
+        steps=5500,
+        learning_rate=7e-4,
+        gradient_clip=0.5,
+        ema=0.999,
+        weight_decay=0.02,
+    )
 
 
 def vocoder() -> Stage:

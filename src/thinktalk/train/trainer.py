@@ -20,6 +20,8 @@ from tqdm import tqdm
 
 from thinktalk.train.checkpoint import load_state, save_state
 
+SPIKE = 5.0  # times the usual gradient norm: more is taken for an accident
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -84,7 +86,8 @@ def train(
         fused=True,
     )
     averaged = _copy(module) if stage.ema else None
-    step = _resume(out, module, optimizer, averaged, device)
+    usual = torch.zeros(())  # the gradient norm to expect; 0 before the first step
+    step = _resume(out, module, optimizer, averaged, usual, device)
     began = saved = time.monotonic()
     figures: list[dict[str, Tensor]] = []
     bar = tqdm(total=stage.steps, initial=step, desc=stage.name, mininterval=5)
@@ -97,13 +100,13 @@ def train(
             loss, shown = task.loss(batch, progress)
         optimizer.zero_grad()
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(trainable, stage.gradient_clip)
-        if torch.isfinite(norm):  # a broken batch is dropped, and shows in the log as it is
+        norm = nn.utils.clip_grad_norm_(trainable, stage.gradient_clip).cpu()
+        if _is_usual(norm, usual, step):  # else it is left out, and shows in the log as it is
             optimizer.step()
         if averaged is not None:
             _average(averaged, module, min(stage.ema, (index + 1) / (index + 10)))
         step = index + 1
-        figures.append({k: v.detach() for k, v in shown.items()} | {"gradient": norm.detach()})
+        figures.append({k: v.detach() for k, v in shown.items()} | {"gradient": norm})
         bar.update()
         if step % log_every == 0:
             _log(out, step, figures, time.monotonic() - began)
@@ -112,7 +115,7 @@ def train(
         if step % evaluate_every == 0 or step == stage.steps:
             _evaluate(out, step, task, averaged)
         if step == stage.steps or over or time.monotonic() - saved > save_every_s:
-            _save(out, stage, step, module, optimizer, averaged)
+            _save(out, stage, step, module, optimizer, averaged, usual)
             saved = time.monotonic()
         if over:
             break
@@ -160,6 +163,15 @@ def to_device(batch: dict[str, Any], device: str | torch.device) -> dict[str, An
     }
 
 
+def _is_usual(norm: Tensor, usual: Tensor, step: int) -> bool:
+    """Whether a gradient norm is no accident; moves `usual`, the running mean, towards it."""
+    if not torch.isfinite(norm):
+        return False
+    largest = SPIKE * usual if usual > 0 else norm
+    usual.lerp_(norm.minimum(largest), 1 / min(step + 1, 50))
+    return bool(norm <= largest)
+
+
 def _schedule(index: int, stage: Stage) -> float:
     """Linear warm-up, then a cosine down to final_rate."""
     if index < stage.warmup_steps:
@@ -194,6 +206,7 @@ def _resume(
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
     averaged: dict[str, Tensor] | None,
+    usual: Tensor,
     device: str,
 ) -> int:
     state = load_state(out, device=device)
@@ -203,6 +216,7 @@ def _resume(
     optimizer.load_state_dict(state["optimizer"])
     if averaged is not None:
         averaged.update(state["averaged"])
+    usual.copy_(state["usual"])
     return state["step"]
 
 
@@ -213,6 +227,7 @@ def _save(
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
     averaged: dict[str, Tensor] | None,
+    usual: Tensor,
 ) -> None:
     state = {
         "stage": asdict(stage),
@@ -220,6 +235,7 @@ def _save(
         "module": module.state_dict(),
         "optimizer": optimizer.state_dict(),
         "averaged": averaged,
+        "usual": usual,
     }
     save_state(out, state)
 
