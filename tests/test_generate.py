@@ -318,6 +318,17 @@ def test_silent_and_sounding_videos(model: LoadedModel) -> None:
         assert len(both.codec_ids) == 8
 
 
+@pytest.mark.parametrize("exact", [False, True])
+def test_all_in_bfloat16(tiny_checkpoint: Callable[[str], Path], exact: bool) -> None:
+    """Token2Wav, too, which stays in float32 unless told otherwise."""
+    narrow = thinktalk.load(
+        tiny_checkpoint("7b"), dtype=torch.bfloat16, token2wav_dtype=torch.bfloat16
+    )
+    run = answer(narrow, CASES["image"], exact=exact, **SHORT)
+    assert run.wave.shape == (8 * SAMPLES_PER_ID,) and run.wave.dtype == torch.float32
+    assert run.wave.isfinite().all() and run.wave.std() > 0.01
+
+
 def test_sound_of_videos_can_be_left_out(model: LoadedModel) -> None:
     heard = answer(model, CASES["sounding"], **SHORT)
     unheard = answer(model, CASES["sounding"], audio_in_video=False, **SHORT)

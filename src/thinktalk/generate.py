@@ -59,7 +59,7 @@ class Answer:
 
 def generate(
     model: LoadedModel,
-    messages: Sequence[str] | Sequence[dict[str, Any]],
+    messages: str | Sequence[Any],
     *,
     voice: str = DEFAULT_VOICE,
     speak: bool = True,
@@ -74,7 +74,8 @@ def generate(
     speech: Sampling = OFFICIAL_SPEECH,
     on_text: Callable[[str], None] | None = None,
 ) -> Answer:
-    """Answers a list of strings and media paths, or chat messages in the official format.
+    """Answers a list of texts and media (paths, URLs, arrays), or chat messages in the official
+    format.
 
     exact: the reference's computation (whole-clip mel maximum, full-sequence DiT with its 36
     evaluations, its noise) instead of the windowed one that the live engine equals.
