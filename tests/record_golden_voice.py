@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
@@ -19,7 +20,7 @@ from transformers.models.qwen2_5_omni import modeling_qwen2_5_omni as modeling
 
 assert transformers.__version__ == "5.17.0", transformers.__version__
 GOLDEN = Path(__file__).parent / "golden" / "voice.safetensors"
-DIT = dict(
+DIT: dict[str, Any] = dict(
     hidden_size=32, num_hidden_layers=5, num_attention_heads=2, head_dim=16, ff_mult=2, emb_dim=16,
     num_embeds=60, look_ahead_layers=[2], look_backward_layers=[0, 3], enc_emb_dim=12, enc_dim=8,
     enc_channels=[16, 16, 16, 16, 48], enc_attention_channels=8, enc_se_channels=8,
