@@ -24,7 +24,7 @@ from thinktalk.train.conversations import IGNORED
 from thinktalk.train.streams import codec_ids, open_streams
 from thinktalk.train.talker import spread_unused
 from thinktalk.train.trainer import Stage, best_weights, curve, train
-from thinktalk.train.voice import REF_MEL_FRAMES, voice_print
+from thinktalk.train.voice import REF_MEL_FRAMES, load_speech_encoder, voice_print
 
 SENTENCES = (
     "the red bird is happy.", "three plus four is seven.", "the opposite of hot is cold.",
@@ -105,8 +105,18 @@ def test_the_result_is_a_checkpoint_that_answers(run: Path, data: Path, tmp_path
     assert list(model.voices) == ["Chelsie", "Ethan"]
     answer = thinktalk.generate(model, ["hello."], max_text_tokens=5, max_codec_ids=13)
     assert len(answer.audio) == 480 * len(answer.codec_ids)
+    stream = open_streams(data / recipe.REPLIES)[0]
+    original = SpeechTokenizer(SpeechTokenizerConfig()).eval()
+    original.load_state_dict(best_weights(run / "tokenizer"))
+    same = codec_ids(stream, load_speech_encoder(tmp_path)) == codec_ids(stream, original)
+    assert same.mean() > 0.98
     stored = best_weights(run / "thinker")["thinker.lm_head.weight"]
     assert torch.equal(model.omni.thinker.lm_head.weight, stored.bfloat16().float())
+
+
+def test_a_checkpoint_without_an_encoder_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no encoder of its codec ids"):
+        load_speech_encoder(tmp_path)
 
 
 def test_unused_codec_ids_share_one_class(run: Path, data: Path) -> None:

@@ -8,8 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from thinktalk.config import SpeechTokenizerConfig
 from thinktalk.media.chat import DEFAULT_SYSTEM_PROMPT, SPEECH_SYSTEM_PROMPT
 from thinktalk.model.omni import Omni
+from thinktalk.model.speech_tokenizer import SpeechTokenizer
 from thinktalk.playroom import talk
 from thinktalk.train import stages
 from thinktalk.train.speech import VOICE_FRAMES
@@ -17,7 +19,7 @@ from thinktalk.train.streams import Stream
 from thinktalk.train.talker import spread_unused
 from thinktalk.train.trainer import best_weights
 from thinktalk.train.vocabulary import train_bpe, write_tokenizer
-from thinktalk.train.voice import voice_print
+from thinktalk.train.voice import save_speech_encoder, voice_print
 from thinktalk.weights import LoadedModel, Voice, save
 
 NUM_VOCABULARY_CASES = 20_000
@@ -68,6 +70,9 @@ def assemble(run: Path, streams: list[Stream], out: Path) -> None:
     adopt(omni.token2wav.code2wav_bigvgan_model, run / "vocoder")
     model = LoadedModel(omni.eval(), voices(streams), run / "text")
     save(model, out, dtype=torch.bfloat16, token2wav_dtype=torch.bfloat16)
+    tokenizer = SpeechTokenizer(SpeechTokenizerConfig())
+    adopt(tokenizer, run / "tokenizer")
+    save_speech_encoder(tokenizer, out)
 
 
 def voices(streams: list[Stream]) -> dict[str, Voice]:
