@@ -106,7 +106,7 @@ def collate(dialogues: list[Dialogue], *, pad_id: int) -> dict[str, torch.Tensor
 
     labels: the next id where the reply is learned, else IGNORED. lengths int64 [B].
     """
-    longest = -(-max(len(d.ids) for d in dialogues) // LENGTH_GRID) * LENGTH_GRID
+    longest = grown(max(len(d.ids) for d in dialogues))
     ids = np.full((len(dialogues), longest), pad_id, np.int64)
     labels = np.full_like(ids, IGNORED)
     for row, d in enumerate(dialogues):
@@ -117,3 +117,21 @@ def collate(dialogues: list[Dialogue], *, pad_id: int) -> dict[str, torch.Tensor
         "labels": torch.from_numpy(labels),
         "lengths": torch.tensor([len(d.ids) for d in dialogues]),
     }
+
+
+def grown(length: int) -> int:
+    """The next length on the grid."""
+    return -(-length // LENGTH_GRID) * LENGTH_GRID
+
+
+def learned_rows(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """labels int64 [B,T] -> flat places [n] of the labels that count, and those labels [n].
+
+    n is rounded up with places that are IGNORED, again for few distinct shapes.
+    """
+    flat = labels.flatten()
+    places = (flat != IGNORED).nonzero()[:, 0]
+    missing = -len(places) % (8 * LENGTH_GRID)
+    ignored = (flat == IGNORED).nonzero()[:missing, 0]
+    places = torch.cat((places, ignored))
+    return places, flat[places]

@@ -18,7 +18,7 @@ from thinktalk.config import SpeechTokenizerConfig
 from thinktalk.model.talker import Talker
 from thinktalk.model.thinker import Thinker
 from thinktalk.playroom import talk
-from thinktalk.train.conversations import IGNORED, Dialogue, Dialogues, collate
+from thinktalk.train.conversations import IGNORED, Dialogue, Dialogues, collate, grown, learned_rows
 from thinktalk.train.streams import Stream
 from thinktalk.train.trainer import to_device
 
@@ -66,15 +66,13 @@ class TalkerTask:
         return self._tensors(chosen, rng, noisy=True)
 
     def loss(self, batch: dict[str, Any], progress: float) -> tuple[Tensor, dict[str, Tensor]]:
-        learned = batch["labels_codec"] != IGNORED
-        hidden = self._hidden(batch)[learned]
-        labels = batch["labels_codec"][learned]
+        places, labels = learned_rows(batch["labels_codec"])
+        hidden = self._hidden(batch).flatten(0, 1)[places]
         logits = self._class_logits(hidden)
-        codec = F.cross_entropy(logits, labels)
-        spelled = F.cross_entropy(
-            self.spelling(hidden).float(), batch["spoken"][learned], ignore_index=IGNORED
-        )
-        right = (logits.argmax(-1) == labels).float().mean()
+        codec = F.cross_entropy(logits, labels, ignore_index=IGNORED)
+        spoken = batch["spoken"].flatten()[places]
+        spelled = F.cross_entropy(self.spelling(hidden).float(), spoken, ignore_index=IGNORED)
+        right = (logits.argmax(-1) == labels)[labels != IGNORED].float().mean()
         figures = {"codec": codec, "spelling": spelled, "right": right}
         return codec + SPELLING_WEIGHT * spelled, figures
 
@@ -115,9 +113,10 @@ class TalkerTask:
         dialogues = [self._dialogue(row, rng) for row, _ in replies]
         batch: dict[str, Any] = collate(dialogues, pad_id=self.thinker.config.pad_token_id)
         width = batch["ids"].shape[1]
-        length = max(
+        lengths = (
             d.prompt_length + 2 + len(ids) for d, (_, ids) in zip(dialogues, replies, strict=True)
         )
+        length = grown(max(lengths))
         shape = (len(replies), length)
         places, codec_ids = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
         has_codec = np.zeros(shape, np.float32)

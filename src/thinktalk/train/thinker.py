@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from thinktalk.model.thinker import Thinker
 from thinktalk.train.align import masked
-from thinktalk.train.conversations import IGNORED, Dialogues, collate
+from thinktalk.train.conversations import IGNORED, Dialogues, collate, learned_rows
 from thinktalk.train.trainer import to_device
 
 TOOL_BATCH_SHARE = 0.06  # their prompts are five times as long, so they have batches of their own
@@ -46,12 +46,10 @@ class ThinkerTask:
 
     def loss(self, batch: dict[str, Any], progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         tokens = self.thinker.encode_audio(batch["mels"])
-        labels = batch["labels"]
-        learned = labels != IGNORED
-        hidden = self._hidden(batch, tokens)
-        logits = self.thinker.logits(hidden[learned])
-        text = F.cross_entropy(logits, labels[learned])
-        right = (logits.argmax(-1) == labels[learned]).float().mean()
+        places, labels = learned_rows(batch["labels"])
+        logits = self.thinker.logits(self._hidden(batch, tokens).flatten(0, 1)[places])
+        text = F.cross_entropy(logits, labels, ignore_index=IGNORED)
+        right = (logits.argmax(-1) == labels)[labels != IGNORED].float().mean()
         return text, {"text": text, "right": right}
 
     def evaluate(self) -> dict[str, float]:
