@@ -79,7 +79,7 @@ def test_float32(load: Loader, geometry: str, case: str) -> None:
     assert at_limit == (case != "stopped") and run.text_ids and run.codec_ids
     ours = run.slices()
     errors = {name: max_error(ours[name], golden[name]) for name in QUANTITIES}
-    print(geometry, "float32", case, "max", {k: f"{v:.1e}" for k, v in errors.items()})
+    report(geometry, "float32", case, "max error", **errors)
     assert max(errors.values()) < TOLERANCE, errors
 
 
@@ -93,7 +93,8 @@ def test_bfloat16(load: Loader, geometry: str, case: str) -> None:
     ours = run.slices()
     errors = {name: rms_error(ours[name], golden[name]) for name in QUANTITIES}
     ratios = {name: errors[name] / theirs[name] for name in QUANTITIES[:-1]}
-    print(geometry, "bfloat16", case, "rms", {k: f"{v:.1e}" for k, v in errors.items()}, ratios)
+    report(geometry, "bfloat16", case, "rms error", **errors)
+    report(geometry, "bfloat16", case, "share of the reference's", **ratios)
     assert max(ratios.values()) < 2, (errors, theirs)
     assert errors["wave"] < TOLERANCE  # Token2Wav stays in float32
 
@@ -117,6 +118,11 @@ def test_positions_of_the_reply(load: Loader, geometry: str) -> None:
     assert [step.tolist() for step in steps] == [
         [[int(start.max()) + 1 + k]] * 3 for k in range(MAX_CODEC_IDS - 1)
     ]
+
+
+def report(*what: object, **numbers: float) -> None:
+    """A line for `pytest -rP`."""
+    print(*what, {name: float(f"{number:.2g}") for name, number in numbers.items()})
 
 
 def everything(run: Run) -> dict[str, Tensor]:
@@ -163,7 +169,7 @@ def test_distance_of_windowed_from_exact(load: Loader, geometry: str) -> None:
         for solver in ("euler", "rk4")
     )
     errors |= {"window": rms_error(first.wave, euler), "solver": rms_error(euler, rk4)}
-    print(geometry, "windowed, rms", {k: f"{v:.1e}" for k, v in errors.items()})
+    report(geometry, "windowed against exact, rms error", **errors)
     assert 0 < errors["window"] < 0.05 and 0 < errors["solver"] < 0.5
 
 
@@ -199,5 +205,5 @@ def test_random_prompts(load: Loader, reference: Callable, geometry: str, seed: 
     assert (ours.text_ids, ours.codec_ids) == theirs.said
     expected = everything(theirs)
     errors = {name: max_error(value, expected[name]) for name, value in everything(ours).items()}
-    print(geometry, turns, {k: f"{v:.1e}" for k, v in errors.items()})
+    report(geometry, "live", turns, "max error", **errors)
     assert max(errors.values()) < TOLERANCE, errors
