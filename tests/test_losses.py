@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from thinktalk.media import mel as media_mel
-from thinktalk.train.losses import flow_matching_pair, masked_mean, spectral_loss, voice_mel
+from thinktalk.train.losses import flow_matching_pair, spectral_loss, voice_mel
 
 
 def chirp(seconds: float = 0.5) -> np.ndarray:
@@ -43,9 +43,3 @@ def test_flow_matching_path_runs_straight_from_noise_to_mel() -> None:
     noisy, velocity = flow_matching_pair(mel, noise, torch.tensor([0.0, 0.25, 1.0]))
     assert noisy[:, 0, 0].tolist() == [1.0, 2.0, 5.0]
     assert velocity.unique().tolist() == [4.0]
-
-
-def test_masked_mean_ignores_padding() -> None:
-    values = torch.tensor([[[1.0, 3.0], [100.0, 100.0]], [[2.0, 2.0], [4.0, 8.0]]])
-    valid = torch.tensor([[True, False], [True, True]])
-    assert masked_mean(values, valid) == (1 + 3 + 2 + 2 + 4 + 8) / 6

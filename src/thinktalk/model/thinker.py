@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from thinktalk.config import ThinkerConfig
-from thinktalk.model.audio import AudioEncoder, split_windows
+from thinktalk.model.audio import AudioEncoder, split_windows, up_to
 from thinktalk.model.cache import KVCache, StepPlan
 from thinktalk.model.decoder import Decoder
 from thinktalk.model.vision import VisionEncoder
@@ -70,8 +70,7 @@ class Thinker(nn.Module):
         windows = torch.cat([windows for windows, _ in parts])
         lengths = torch.cat([lengths for _, lengths in parts])
         tokens, counts = self.audio_tower(windows.to(self.dtype), lengths)
-        kept = torch.arange(tokens.shape[1], device=counts.device) < counts[:, None]
-        return tokens[kept]
+        return tokens[up_to(counts, tokens.shape[1])]
 
     def encode_patches(self, items: list[tuple[Tensor, Tensor]]) -> Tensor | None:
         """Pictures or clips as (patches [P, patch_dim], grid [3]) -> [tokens of all, C]."""

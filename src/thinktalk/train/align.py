@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from thinktalk.media.mel import EAR_BINS, log_mel
 from thinktalk.media.tokenizer import Tokenizer
-from thinktalk.model.audio import num_tokens, split_windows
+from thinktalk.model.audio import num_tokens, split_windows, up_to
 from thinktalk.model.thinker import Thinker
 from thinktalk.playroom import speech
 from thinktalk.playroom.dataset import Corpus, open_corpus
@@ -94,8 +94,7 @@ class AlignTask:
 
     def _tokens(self, batch: dict[str, Any]) -> tuple[Tensor, list[int]]:
         tokens, counts = self.thinker.audio_tower(batch["windows"], batch["lengths"])
-        kept = torch.arange(tokens.shape[1], device=counts.device) < counts[:, None]
-        return tokens[kept], batch["clip_tokens"].tolist()
+        return tokens[up_to(counts, tokens.shape[1])], batch["clip_tokens"].tolist()
 
     def _tensors(self, mels: list[NDArray[np.float32]], texts: list[str]) -> dict[str, Any]:
         windows, lengths = zip(*(split_windows(torch.from_numpy(m)) for m in mels), strict=True)

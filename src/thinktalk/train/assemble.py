@@ -1,6 +1,5 @@
 """Finished stages in, a complete folder in the official layout out: how spark is put together."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from thinktalk.train.talker import spread_unused
 from thinktalk.train.trainer import best_weights
 from thinktalk.train.vocabulary import train_bpe, write_tokenizer
 from thinktalk.train.voice import save_speech_encoder, voice_print
-from thinktalk.weights import LoadedModel, Voice, save
+from thinktalk.weights import LoadedModel, Voice, save, write_json
 
 NUM_VOCABULARY_CASES = 20_000
 MIN_PIXELS, MAX_PIXELS = 56 * 56, 224 * 224  # of an image or a video frame
@@ -46,9 +45,9 @@ def write_companions(folder: Path) -> None:
     """Tokenizer, preprocessor and chat template files of spark; deterministic."""
     tokenizer = train_bpe(_texts(), num_tokens=stages.NUM_TEXT_TOKENS, special=stages.SPECIAL_IDS)
     write_tokenizer(tokenizer, folder, special=stages.SPECIAL_IDS)
-    _write_json(folder / "preprocessor_config.json", _preprocessor())
-    _write_json(folder / "chat_template.json", {"chat_template": CHAT_TEMPLATE})
-    _write_json(
+    write_json(folder / "preprocessor_config.json", _preprocessor())
+    write_json(folder / "chat_template.json", {"chat_template": CHAT_TEMPLATE})
+    write_json(
         folder / "generation_config.json",
         {
             "eos_token_id": stages.SPECIAL_IDS["<|im_end|>"],
@@ -133,7 +132,3 @@ def _preprocessor() -> dict:
         "sampling_rate": 16000,
         "temporal_patch_size": 2,
     }
-
-
-def _write_json(path: Path, value: dict) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n")

@@ -52,14 +52,6 @@ def flow_matching_pair(mel: Tensor, noise: Tensor, time: Tensor) -> tuple[Tensor
     return (1 - at) * noise + at * mel, mel - noise
 
 
-def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
-    """Mean of values [B,F,...] over the frames where valid [B,F] is True."""
-    weights = valid.to(values.dtype)
-    while weights.ndim < values.ndim:
-        weights = weights[..., None]
-    return (values * weights).sum() / weights.expand_as(values).sum().clamp(min=1)
-
-
 def _spectrum(wave: Tensor, size: int, hop: int) -> Tensor:
     """[B,n] -> magnitude [B,size/2+1,frames], Hann window, no padding."""
     window = torch.hann_window(size, device=wave.device)

@@ -43,6 +43,12 @@ def held_out_starts(streams: list[Stream], *, frames: int, grid: int) -> list[tu
     return starts
 
 
+def conditions(streams: list[Stream]) -> Tensor:
+    """What tells the voices apart: [voices, cond_dim]."""
+    mels = (np.asarray(stream.mel[:VOICE_FRAMES], np.float32) for stream in streams)
+    return torch.from_numpy(np.stack([condition(mel) for mel in mels]))
+
+
 class TokenizerTask:
     """Mel -> codes -> mel: L1 on the mel and on its changes from frame to frame."""
 
@@ -50,9 +56,7 @@ class TokenizerTask:
 
     def __init__(self, module: SpeechTokenizer, streams: list[Stream]):
         self.module, self.streams = module, streams
-        self.conds = torch.from_numpy(
-            np.stack([condition(np.asarray(s.mel[:VOICE_FRAMES], np.float32)) for s in streams])
-        )
+        self.conds = conditions(streams)
 
     def batch(self, rng: np.random.Generator, size: int) -> dict[str, Any]:
         return self._crops(crop_starts(rng, self.streams, frames=self.FRAMES, grid=1, count=size))
@@ -94,8 +98,7 @@ class DiTTask:
 
     def __init__(self, module: DiT, streams: list[Stream], ids: list[NDArray[np.int64]]):
         self.module, self.streams, self.ids = module, streams, ids
-        conds = [condition(np.asarray(s.mel[:VOICE_FRAMES], np.float32)) for s in streams]
-        self.conds = torch.from_numpy(np.stack(conds))
+        self.conds = conditions(streams)
         for name, parameter in module.named_parameters():
             if name.endswith("proj_out.weight") or "norm" in name:  # attn_norm, norm_out
                 nn.init.zeros_(parameter)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from thinktalk.config import SpeechTokenizerConfig
-from thinktalk.model.talker import Talker
+from thinktalk.model.talker import Talker, prompt_rows
 from thinktalk.model.thinker import Thinker
 from thinktalk.playroom import talk
 from thinktalk.train.conversations import IGNORED, Dialogue, Dialogues, collate, grown, learned_rows
@@ -93,7 +93,7 @@ class TalkerTask:
             embeddings = thinker.embed_prompt(ids, audio=audio, images=None, videos=None)
             hidden = thinker(embeddings, positions=_counting(ids))
             media = ids == thinker.config.audio_token_index
-            rows = hidden + embeddings.masked_fill(media[..., None], 0.0)
+            rows = prompt_rows(embeddings, hidden, media)
             special = thinker.embed(batch["special_ids"]).to(rows.dtype)
             rows = torch.cat((rows, special), dim=1)  # [B, T + 3, C]
             places = batch["row_places"]
