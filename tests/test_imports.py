@@ -13,10 +13,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "thinktalk"
 
-GENERATE = "config media model sampling weights"
+GENERATE = "config options media model sampling weights"
 # part -> (its files, the parts it may import besides itself, top-level modules it never imports)
 TABLE = {
     "config": ("config", "", ""),
+    "options": ("options", "", "torch"),
     "media": (
         "media.__init__ media.source media.decode media.encode media.mel media.image media.film"
         " media.video media.tokenizer media.chat media.prompt",
@@ -30,9 +31,9 @@ TABLE = {
         "config",
         "os io pathlib time datetime json safetensors huggingface_hub asyncio threading",
     ),
-    "sampling": ("sampling", "config", ""),
+    "sampling": ("sampling", "config options", ""),
     "eval.metrics": ("eval.metrics", "config", ""),
-    "live.api": ("live.api", "config", "torch"),
+    "live.api": ("live.api", "config options", "torch"),
     "quantize": ("quantize", "config model", ""),
     "parallel": ("parallel", "config model", ""),
     "adapters": ("adapters", "config model", ""),
@@ -46,8 +47,8 @@ TABLE = {
     "generate": ("generate", GENERATE, ""),
     "terminal": ("terminal playback", GENERATE + " generate", ""),
     "live": (
-        "live.__init__ live.listen live.turn live.session live.blocks live.scheduler"
-        " live.engine live.speak live.graphs",
+        "live.__init__ live.listen live.turn live.history live.session live.blocks"
+        " live.scheduler live.passes live.engine live.speak live.store live.stream live.graphs",
         GENERATE + " live.api parallel",
         "",
     ),
@@ -60,7 +61,7 @@ TABLE = {
     ),
     "eval": (
         "eval.__init__ eval.run eval.tasks eval.recogniser eval.latency eval.harness",
-        "config media playroom generate eval.metrics",
+        "config options media playroom generate eval.metrics",
         "",
     ),
     "export": ("export", "config model weights", ""),
@@ -73,7 +74,7 @@ TABLE = {
     "serve": (
         "serve.__init__ serve.app serve.schema serve.chat serve.speech serve.realtime"
         " serve.limits serve.metrics serve.cluster",
-        "live.api media config",
+        "live.api options media config",
         "torch",
     ),
 }

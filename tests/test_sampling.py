@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from thinktalk.sampling import GREEDY, OFFICIAL_SPEECH, Sampling, choose, draw
+from thinktalk.options import GREEDY, OFFICIAL_SPEECH, Sampling
+from thinktalk.sampling import choose, draw
 
 PROBABILITIES = torch.tensor([0.1, 0.4, 0.2, 0.3])
 LOGITS = PROBABILITIES.log()[None]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from thinktalk.generate import Answer, generate
-    from thinktalk.sampling import Sampling
+    from thinktalk.options import Sampling
     from thinktalk.weights import load
 
 __all__ = ["load", "generate", "Answer", "Sampling"]
@@ -17,7 +17,7 @@ _OWNERS = {
     "load": "thinktalk.weights",
     "generate": "thinktalk.generate",
     "Answer": "thinktalk.generate",
-    "Sampling": "thinktalk.sampling",
+    "Sampling": "thinktalk.options",
 }
 
 

@@ -26,10 +26,9 @@ from thinktalk.model.cache import row_plan, single_row
 from thinktalk.model.omni import Omni
 from thinktalk.model.talker import prompt_rows, usable_codec_ids
 from thinktalk.model.tmrope import prompt_positions
-from thinktalk.sampling import GREEDY, OFFICIAL_SPEECH, Sampling, choose, draw
+from thinktalk.options import DEFAULT_VOICE, GREEDY, OFFICIAL_SPEECH, Sampling
+from thinktalk.sampling import choose, draw
 from thinktalk.weights import LoadedModel, Voice
-
-DEFAULT_VOICE = "Chelsie"
 
 
 @dataclass(frozen=True)

@@ -5,35 +5,11 @@ No function here waits for the device. Shapes: B rows, V vocabulary.
 """
 
 import hashlib
-import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Sampling:
-    """How ids are chosen. temperature 0 is greedy; top_k 0 and top_p 1 keep everything."""
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    repetition_penalty: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.temperature < math.inf:
-            raise ValueError(f"temperature is {self.temperature}; use 0 (greedy) or more")
-        if self.top_k < 0:
-            raise ValueError(f"top_k is {self.top_k}; use 0 (off) or more")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}; use a value above 0 and up to 1 (off)")
-        if not 0 < self.repetition_penalty < math.inf:
-            raise ValueError(f"repetition_penalty is {self.repetition_penalty}; 1 turns it off")
-
-
-GREEDY = Sampling()
-OFFICIAL_SPEECH = Sampling(temperature=0.9, top_k=40, top_p=0.8, repetition_penalty=1.05)
+from thinktalk.options import Sampling
 
 
 def choose(

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from thinktalk.generate import DEFAULT_VOICE, Answer, generate
+from thinktalk.generate import Answer, generate
 from thinktalk.media.chat import SPEECH_SYSTEM_PROMPT
 from thinktalk.media.source import medium_of, open_source
+from thinktalk.options import DEFAULT_VOICE
 from thinktalk.playback import find_player, next_free, play, save_sound, sound_format, write_file
 from thinktalk.weights import LoadedModel
 

@@ -132,7 +132,7 @@ def dit() -> Stage:
     return replace(
         tokenizer(),
         name="dit",
-        steps=5200,
+        steps=10_000,
         learning_rate=7e-4,
         gradient_clip=0.5,
         ema=0.999,
@@ -171,4 +171,4 @@ def thinker() -> Stage:
 
 def talker() -> Stage:
     """Thinker states and text to codec ids."""
-    return Stage("talker", steps=1800, learning_rate=1.2e-3, batch_size=24, ema=0.998)
+    return Stage("talker", steps=9000, learning_rate=1.2e-3, batch_size=24, ema=0.998)

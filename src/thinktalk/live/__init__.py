@@ -1,0 +1,1 @@
+"""The live engine: listens while the user speaks, speaks while it thinks."""
