@@ -230,8 +230,9 @@ class Session(Protocol):
         """Forgets the open turn."""
         ...
 
-    def commit(self, *, item: str | None = None, respond: bool = True) -> str:
-        """Ends the open turn; returns its item. Nothing pushed is a Failed("empty_turn")."""
+    def commit(self, *, item: str | None = None, respond: bool = True) -> None:
+        """Ends the open turn; TurnCommitted tells its item, which is `item` unless SpeechStarted
+        has already named it. Nothing pushed is a Failed("input_audio_buffer_commit_empty")."""
         ...
 
     def respond(

@@ -59,8 +59,27 @@ def build_prompt(
     option, lets the model hear videos that have sound. Raises ValueError, before features are
     computed, for media that cannot be read and for prompts that do not fit into the context.
     """
+    return assemble(
+        render(as_messages(messages), system=system, tools=tools, reply=reply),
+        tokenizer=tokenizer,
+        config=config,
+        processor=processor,
+        exact=exact,
+        audio_in_video=audio_in_video,
+    )
+
+
+def assemble(
+    pieces: list[Piece],
+    *,
+    tokenizer: Tokenizer,
+    config: ThinkerConfig,
+    processor: Processor,
+    exact: bool = False,
+    audio_in_video: bool = True,
+) -> Prompt:
+    """Return the prompt, or the part of one, that rendered pieces stand for; see build_prompt."""
     _check_ids(tokenizer, config)
-    pieces = render(as_messages(messages), system=system, tools=tools, reply=reply)
     desk = _Desk(tokenizer, config, processor, exact, audio_in_video)
     ids: list[int] = []
     for piece in _merged(pieces, tokenizer):
