@@ -4,6 +4,7 @@ Shapes: n samples, F frames of 10 ms. Facts: model.md 3.1, checked against Whisp
 """
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -18,7 +19,10 @@ EAR_BINS = 128
 EAR_REACH_SAMPLES = EAR_WINDOW_SAMPLES // 2  # a frame sees this much on both sides of its centre
 EAR_FLOOR = 1e-10  # power below this counts as silence
 EAR_RANGE = 8.0  # decades kept below the loudest bin
+EAR_LONGEST_S = 300  # the reference hears no more of a clip
 ENCODER_WINDOW_FRAMES = 200  # 2 s, what the audio encoder takes at a time
+ENCODER_WINDOW_SAMPLES = ENCODER_WINDOW_FRAMES * EAR_HOP_SAMPLES
+NUM_FRAMES_AFTER = 2  # frames past the last one that still hear the end of a wave
 
 VOICE_HZ = 24_000
 VOICE_WINDOW_SAMPLES = 1024
@@ -42,10 +46,9 @@ def log_mel(wave: Floats, *, maximum: str = "clip") -> Floats:
     num_frames = -(-len(wave) // EAR_HOP_SAMPLES)
     if num_frames == 0:
         return np.zeros((EAR_BINS, 0), np.float32)
-    # The reference pads to 300 s, so up to two frames after the last one still hear the end of
-    # the wave; they are not kept, but they count for the maximum of the clip.
-    num_heard = num_frames + 2
-    logs = log_frames(_with_context(wave, num_heard))
+    # The reference pads to 300 s: the frames after the last one are not kept, but they count for
+    # the maximum of the clip.
+    logs = log_frames(_with_context(wave, num_frames + NUM_FRAMES_AFTER))
     if maximum == "clip":
         return normalise(logs[:, :num_frames], loudest=float(logs.max()))
     loudest, windows = -np.inf, []
@@ -54,6 +57,110 @@ def log_mel(wave: Floats, *, maximum: str = "clip") -> Floats:
         loudest = max(loudest, float(window.max()))
         windows.append(normalise(window, loudest=loudest))
     return np.concatenate(windows, axis=1)
+
+
+class RunningMel:
+    """log_mel of a wave that comes in pieces of any length: the same bits, and no future needed.
+
+    Holds one window of samples; with `keep` also the logs of all windows, for `whole`: no more than
+    EAR_LONGEST_S of them (51 kB a second). num_windows: finished so far.
+    """
+
+    def __init__(self, *, keep: bool = False):
+        # the open window with the 200 samples before it, and zeros for what is not there yet
+        self._samples = np.zeros(_span(ENCODER_WINDOW_FRAMES + 1 + NUM_FRAMES_AFTER), np.float32)
+        self._filled = EAR_REACH_SAMPLES
+        self._loudest = -np.inf
+        self.num_windows = 0
+        self._logs: list[Floats] | None = [] if keep else None
+
+    @property
+    def num_samples(self) -> int:
+        """Of the wave so far."""
+        return self.num_windows * ENCODER_WINDOW_SAMPLES + self._filled - EAR_REACH_SAMPLES
+
+    @property
+    def num_frames(self) -> int:
+        return -(-self.num_samples // EAR_HOP_SAMPLES)
+
+    def push(self, wave: Floats) -> list[Floats]:
+        """More samples [n]; returns the windows [128, 200] that they finish."""
+        windows, needed = [], _span(ENCODER_WINDOW_FRAMES)
+        while len(wave):
+            room = needed - self._filled
+            piece, wave = wave[:room], wave[room:]
+            self._samples[self._filled : self._filled + len(piece)] = piece
+            self._filled += len(piece)
+            if self._filled == needed:
+                windows.append(self._finish())
+        return windows
+
+    def tail(self) -> Floats:
+        """The open window [128, 0..200] as if the wave ended here.
+
+        A wave that ends up to 40 samples after its last full window has one frame more in log_mel:
+        it makes no token, and is left out here.
+        """
+        num_frames = min(self._num_open, ENCODER_WINDOW_FRAMES)
+        if not num_frames:
+            return np.zeros((EAR_BINS, 0), np.float32)
+        logs = self._open_logs(num_frames)
+        return normalise(logs, loudest=max(self._loudest, float(logs.max())))
+
+    def whole(self) -> Floats | None:
+        """log_mel(wave so far, maximum="clip"); None without `keep` or for a too long wave."""
+        if self._logs is None:
+            return None
+        if not self._num_open:
+            return np.zeros((EAR_BINS, 0), np.float32)
+        tail = self._open_logs(self._num_open + NUM_FRAMES_AFTER)
+        logs = np.concatenate([*self._logs, tail], axis=1)
+        return normalise(logs[:, : self.num_frames], loudest=float(logs.max()))
+
+    def state(self) -> dict[str, Any]:
+        """All that `from_state` needs: arrays (copied), numbers and None."""
+        no_logs = np.zeros((EAR_BINS, 0), np.float32)
+        return {
+            "samples": self._samples[: self._filled].copy(),
+            "loudest": self._loudest if self.num_windows else None,
+            "num_windows": self.num_windows,
+            "logs": None if self._logs is None else np.hstack([no_logs, *self._logs]),
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> "RunningMel":
+        """The same bits from here on as the one whose `state` this is."""
+        mel = cls(keep=state["logs"] is not None)
+        mel._filled = len(state["samples"])
+        mel._samples[: mel._filled] = state["samples"]
+        mel.num_windows = state["num_windows"]
+        mel._loudest = state["loudest"] if mel.num_windows else -np.inf
+        if mel._logs is not None and mel.num_windows:
+            mel._logs = np.split(state["logs"], mel.num_windows, axis=1)
+        return mel
+
+    @property
+    def _num_open(self) -> int:
+        return self.num_frames - self.num_windows * ENCODER_WINDOW_FRAMES
+
+    def _finish(self) -> Floats:
+        logs = self._open_logs(ENCODER_WINDOW_FRAMES)
+        self._loudest = max(self._loudest, float(logs.max()))
+        if self._logs is not None:
+            self._logs.append(logs)
+        kept = self._samples[ENCODER_WINDOW_SAMPLES : self._filled].copy()
+        self._filled = len(kept)
+        self._samples[: self._filled] = kept
+        self._samples[self._filled :] = 0
+        self.num_windows += 1
+        if self.num_windows * ENCODER_WINDOW_SAMPLES >= EAR_LONGEST_S * EAR_HZ:
+            self._logs = None
+        return normalise(logs, loudest=self._loudest)
+
+    def _open_logs(self, num_frames: int) -> Floats:
+        if not self.num_windows:
+            _mirror(self._samples)
+        return log_frames(self._samples[: _span(num_frames)])
 
 
 def log_frames(samples: Floats) -> Floats:
@@ -66,10 +173,14 @@ def log_frames(samples: Floats) -> Floats:
     filters = slaney_filters(EAR_BINS, EAR_WINDOW_SAMPLES, EAR_HZ)
     window = _hann(EAR_WINDOW_SAMPLES)
     out = np.empty((EAR_BINS, len(frames)), np.float32)
-    for start in range(0, len(frames), FRAMES_AT_A_TIME):
-        spectrum = np.fft.rfft(frames[start : start + FRAMES_AT_A_TIME] * window)
-        power = spectrum.real**2 + spectrum.imag**2
-        out[:, start : start + len(power)] = filters @ power.T
+    # Always products of one shape, whatever the last one's spare rows hold: rounding depends on the
+    # shape, and a frame shall be the same bits in a short window and in a whole clip.
+    power = np.zeros((ENCODER_WINDOW_FRAMES, filters.shape[1]), np.float32)
+    for start in range(0, len(frames), ENCODER_WINDOW_FRAMES):
+        spectrum = np.fft.rfft(frames[start : start + ENCODER_WINDOW_FRAMES] * window)
+        count = len(spectrum)
+        power[:count] = spectrum.real**2 + spectrum.imag**2
+        out[:, start : start + count] = (filters @ power.T)[:, :count]
     return np.log10(np.maximum(out, EAR_FLOOR, out=out), out=out)
 
 
@@ -104,12 +215,22 @@ def _mono(wave: Floats) -> Floats:
 
 
 def _with_context(wave: Floats, num_frames: int) -> Floats:
-    """Reflect 200 samples to the left (zeros follow a shorter wave), zeros to the right."""
-    out = np.zeros(EAR_HOP_SAMPLES * (num_frames - 1) + EAR_WINDOW_SAMPLES, np.float32)
+    """What so many frames see of a wave: mirrored before it, zeros after it."""
+    out = np.zeros(_span(num_frames), np.float32)
     body = out[EAR_REACH_SAMPLES:]
     body[: len(wave)] = wave[: len(body)]
-    out[:EAR_REACH_SAMPLES] = body[EAR_REACH_SAMPLES:0:-1]
+    _mirror(out)
     return out
+
+
+def _mirror(samples: Floats) -> None:
+    """Writes the 200 samples before a wave: those after its first one, backwards."""
+    samples[:EAR_REACH_SAMPLES] = samples[2 * EAR_REACH_SAMPLES : EAR_REACH_SAMPLES : -1]
+
+
+def _span(num_frames: int) -> int:
+    """Samples that so many frames see."""
+    return EAR_HOP_SAMPLES * (num_frames - 1) + EAR_WINDOW_SAMPLES
 
 
 @cache
