@@ -47,7 +47,8 @@ TABLE = {
     "generate": ("generate", GENERATE, ""),
     "terminal": ("terminal playback", GENERATE + " generate", ""),
     "live": (
-        "live.__init__ live.listen live.turn live.history live.session live.blocks"
+        "live.__init__ live.listen live.turn live.camera live.history live.memory live.replies"
+        " live.conversation live.session live.sessions live.blocks"
         " live.scheduler live.passes live.engine live.speak live.store live.stream live.graphs",
         GENERATE + " live.api parallel",
         "",

@@ -7,17 +7,34 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from thinktalk.generate import Answer, generate
-    from thinktalk.options import Sampling
+    from thinktalk.live.engine import live
+    from thinktalk.live.stream import stream
+    from thinktalk.options import Sampling, SemanticVad, ServerVad, Settings
     from thinktalk.weights import load
 
-__all__ = ["load", "generate", "Answer", "Sampling"]
+__all__ = [
+    "load",
+    "generate",
+    "stream",
+    "live",
+    "Answer",
+    "Sampling",
+    "Settings",
+    "ServerVad",
+    "SemanticVad",
+]
 __version__ = "0.1.0.dev0"
 
 _OWNERS = {
     "load": "thinktalk.weights",
     "generate": "thinktalk.generate",
     "Answer": "thinktalk.generate",
+    "stream": "thinktalk.live.stream",
+    "live": "thinktalk.live.engine",
     "Sampling": "thinktalk.options",
+    "Settings": "thinktalk.options",
+    "ServerVad": "thinktalk.options",
+    "SemanticVad": "thinktalk.options",
 }
 
 

@@ -85,12 +85,13 @@ class Piece:
 
 @dataclass
 class Item:
-    """One message of the conversation. audio_ms and text: what of a reply was made."""
+    """One message of the conversation. is_open: it still grows. text_ids, text and audio_ms: what
+    of a reply was made, whether or not it was heard."""
 
     id: str
     role: str
     pieces: list[Piece] = field(default_factory=list)
-    committed: bool = False
+    is_open: bool = False
     text: str = ""
     text_ids: tuple[int, ...] = ()
     audio_ms: int = 0
@@ -186,8 +187,10 @@ class Composer:
         if film:
             self.control("<|vision_eos|>")
 
-    def take(self) -> Piece | None:
-        """All that later input cannot change any more; None if that is nothing."""
+    def take(self, *, whole: bool = False) -> Piece | None:
+        """All that later input cannot change any more, or whole: all; None if that is nothing."""
+        if whole:
+            self._flush()
         if not self.piece.ids:
             return None
         piece, self.piece = self.piece, Piece([])

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from thinktalk.live.api import Event
+from thinktalk.live.api import Usage
 from thinktalk.live.history import Item
 from thinktalk.media.tokenizer import IncrementalDecoder
+from thinktalk.options import Settings
 from thinktalk.weights import Voice
 
 
@@ -19,28 +20,27 @@ from thinktalk.weights import Voice
 class Reply:
     """State of one reply. Ids on the host are known one tick after they were chosen at the latest.
 
-    rows: state plus embedding [1,C] of every text id that was fed back. slot: its row in the
-    engine's buffers. held: events of a reply that is only being tried; None once it counts.
+    rows: state plus embedding [1,C] of every text id that was fed back. voice: None where nothing
+    is spoken. slot: its row in the engine's buffers, from the first step to the end.
     """
 
     response: str
     item: Item
-    slot: int
+    settings: Settings
     seed: int
-    speak: bool
     voice: Voice | None
     decoder: IncrementalDecoder
     max_text_tokens: int
     max_codec_ids: int
     said: tuple[int, ...] | None = None  # the ids to speak, where the caller gave the words
-    held: list[Event] | None = None
-    start: int = 0  # positions of the prompt in the cache
-    first_position: int = 0
-    speech_position: int = 0
-    input_counts: dict[str, int] = field(default_factory=dict)
-    cached: int = 0
+    slot: int | None = None
 
-    began: bool = False
+    began: bool = False  # the prompt is in the caches:
+    start: int = 0  # how long it is there
+    first_position: int = 0  # of the reply's text
+    speech_position: int = 0  # of the first codec id that is fed back
+    usage: Usage = field(default_factory=Usage)
+
     text_ids: list[int] = field(default_factory=list)
     confidence: list[float] = field(default_factory=list)  # log-probability of the first ids
     to_feed: int | None = None
@@ -54,7 +54,12 @@ class Reply:
     voice_done: bool = False
     num_samples: int = 0
     heard_from_s: float | None = None  # the session's clock when its first sound was sent
-    limited: bool = False
+    limited: bool = False  # it was cut at a limit
+    ended: bool = False
+
+    @property
+    def speak(self) -> bool:
+        return self.voice is not None
 
     @property
     def text_done(self) -> bool:
@@ -76,7 +81,8 @@ class Reply:
 
     @property
     def over(self) -> bool:
-        return self.text_done and (not self.speak or self.voice_done)
+        silent = not self.speak or self.voice_done or not (self.rows or self.to_feed)
+        return self.text_done and silent
 
     def choose_text(self, token: int, *, stop: int) -> bool:
         """Takes the next text id; False if it is the stop id.
@@ -102,8 +108,3 @@ class Reply:
         self.codec_ids.append(token)
         if len(self.codec_ids) == self.max_codec_ids:
             self.codec_done = self.limited = True
-
-    def settle(self) -> None:
-        """Notes that no speech will come where there is nothing to say or to render any more."""
-        if self.speak and self.text_done and not self.rows:
-            self.codec_done = True
