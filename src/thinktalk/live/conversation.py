@@ -153,6 +153,7 @@ class Conversation:
         if self.replies.current is None or self.early is not None:
             message = "Cancellation failed: no active response found"
             return self.fail("response_cancel_not_active", message)
+        self.replies.generation += 1
         self.replies.interrupt("client_cancelled")
 
     def truncate(self, item_id: str, audio_ms: int) -> None:
@@ -210,10 +211,13 @@ class Conversation:
         detection = self.settings.turn_detection
         if detection is None:
             return
-        if self.replies.current is not None and detection.interrupt_response:
+        turn = self._open()
+        interrupts = self.replies.current is not None and detection.interrupt_response
+        if interrupts:
+            self.replies.generation += 1
+        self._tell(api.SpeechStarted, item=turn.id, audio_ms=round(1000 * signal.start_s))
+        if interrupts:
             self.replies.interrupt("turn_detected")
-        start_ms = round(1000 * signal.start_s)
-        self._tell(api.SpeechStarted, item=self._open().id, audio_ms=start_ms)
 
     def _paused(self, signal: Paused) -> None:
         """Begins the reply as if the turn were over, in silence."""

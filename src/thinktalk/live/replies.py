@@ -200,9 +200,9 @@ class Replies:
     # ---- from an interruption to what was heard
 
     def interrupt(self, reason: api.Reason) -> None:
-        """Stops the reply; the conversation ends it where the user can have heard it to."""
+        """Stops the reply; the conversation ends it where the user can have heard it to. The
+        caller has begun a new generation."""
         reply, item = self._reply, self._reply.item
-        self.generation += 1
         reply.num_samples -= self._purge(reply.response)
         self.wanted.clear()
         self.finish("cancelled", reason)

@@ -233,6 +233,7 @@ class Sessions:
             return
         conversation.forget_early()
         if conversation.replies.current is not None:
+            conversation.replies.generation += 1
             conversation.replies.interrupt("closed")
         conversation.memory.release()
         conversation.replies.tell(api.Closed)

@@ -151,9 +151,9 @@ def _settings_of(facts: Mapping[str, Any]) -> Settings:
     if detection is not None:
         kind = {"ServerVad": ServerVad, "SemanticVad": SemanticVad}[detection.pop("type")]
         detection = kind(**detection)
-    sampling = {name: Sampling(**facts.pop(name)) for name in ("text", "speech")}
+    facts["text"], facts["speech"] = Sampling(**facts["text"]), Sampling(**facts["speech"])
     facts["tools"] = tuple(facts["tools"])
-    return Settings(**facts, **sampling, turn_detection=detection)
+    return Settings(**facts, turn_detection=detection)
 
 
 def _item_json(item: Item) -> dict[str, Any]:
