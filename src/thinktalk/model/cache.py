@@ -33,16 +33,22 @@ class StepPlan:
     lengths: Tensor
     context: int
 
-    def addresses(self, num_tokens: int) -> tuple[Tensor, Tensor]:
-        """Flat cache positions: where to write [B,T] (-1 for padding), what to read [B,context]."""
-        device = self.starts.device
-        new = torch.arange(num_tokens, device=device)
-        write = self._flat(self.starts[:, None] + new).where(new < self.lengths[:, None], -1)
-        read = self._flat(torch.arange(self.context, device=device).expand(len(self.starts), -1))
-        return write, read
+    @property
+    def num_keys(self) -> int:
+        """How many positions of every row are read: `context`, or all where the blocks end before
+        it because the last tokens are padding."""
+        return min(self.context, self.tables.shape[1] * BLOCK_POSITIONS)
+
+    def places(self, num_tokens: int) -> Tensor:
+        """Where the new tokens go: int64 [B,T] flat cache positions, -1 for padding."""
+        new = torch.arange(num_tokens, device=self.starts.device)
+        position = self.starts[:, None] + new
+        block = (position // BLOCK_POSITIONS).clamp(max=self.tables.shape[1] - 1)
+        flat = self.tables.gather(1, block) * BLOCK_POSITIONS + position % BLOCK_POSITIONS
+        return flat.where(new < self.lengths[:, None], -1)
 
     def mask(self, num_tokens: int) -> Tensor | None:
-        """bool [B,1,T,context]: token t of a row sees that row's positions up to its own.
+        """bool [B,1,T,num_keys]: token t of a row sees that row's positions up to its own.
 
         None where plain causal attention (all rows start empty) or none at all (one token of one
         row) says the same.
@@ -50,13 +56,9 @@ class StepPlan:
         if self.context == num_tokens or (num_tokens == 1 and len(self.starts) == 1):
             return None
         device = self.starts.device
-        key = torch.arange(self.context, device=device)
+        key = torch.arange(self.num_keys, device=device)
         query = self.starts[:, None] + torch.arange(num_tokens, device=device)
         return (key <= query[..., None])[:, None]
-
-    def _flat(self, position: Tensor) -> Tensor:
-        block = (position // BLOCK_POSITIONS).clamp(max=self.tables.shape[1] - 1)
-        return self.tables.gather(1, block) * BLOCK_POSITIONS + position % BLOCK_POSITIONS
 
 
 class KVCache:
@@ -79,24 +81,34 @@ class KVCache:
         self.values = torch.zeros(shape, dtype=dtype, device=device)
 
     def view(self, plan: StepPlan, num_tokens: int) -> "CacheView":
-        write, read = plan.addresses(num_tokens)
-        return CacheView(self, write, read)
+        blocks = plan.tables[:, : -(-plan.num_keys // BLOCK_POSITIONS)]
+        return CacheView(self, plan.places(num_tokens), blocks, plan.num_keys)
 
 
 @dataclass(frozen=True)
 class CacheView:
-    """The cache with one step's addresses worked out, shared by all layers of that step."""
+    """The cache with one step's addresses worked out, shared by all layers of that step.
+
+    write: int64 [B,T] positions; blocks: int64 [B,n] what to read; num_keys: how much of that.
+    """
 
     cache: KVCache
     write: Tensor
-    read: Tensor
+    blocks: Tensor
+    num_keys: int
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores k and v [B,K,T,D] and returns each row's whole context [B,K,context,D]."""
+        """Stores k and v [B,K,T,D] and returns each row's whole context [B,K,num_keys,D]."""
         keys, values = self.cache.keys[layer], self.cache.values[layer]
         keys[self.write] = k.transpose(1, 2)
         values[self.write] = v.transpose(1, 2)
-        return keys[self.read].transpose(1, 2), values[self.read].transpose(1, 2)
+        return self._context(keys), self._context(values)
+
+    def _context(self, stored: Tensor) -> Tensor:
+        # whole blocks are copied: three times as fast as position by position
+        blocks = stored[:-1].unflatten(0, (-1, BLOCK_POSITIONS))
+        rows = blocks.index_select(0, self.blocks.flatten()).unflatten(0, self.blocks.shape)
+        return rows.flatten(1, 2)[:, : self.num_keys].transpose(1, 2)
 
 
 def single_row(
