@@ -6,6 +6,8 @@ from tiny import GEOMETRIES, tiny_config, tiny_omni
 
 from thinktalk.config import TalkerConfig
 from thinktalk.model.talker import Talker, prompt_rows, usable_codec_ids
+from thinktalk.options import GREEDY, OFFICIAL_SPEECH, Sampling
+from thinktalk.sampling import choose
 
 CPU = torch.device("cpu")
 WIDTH = 64  # of the Thinker's states
@@ -65,3 +67,21 @@ def test_usable_codec_ids_of_a_small_codebook() -> None:
     )  # fmt: skip
     usable = usable_codec_ids(config, num_codes=1000, device=CPU)
     assert usable.nonzero().flatten().tolist() == [*range(1000), 1001, 1003]
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, OFFICIAL_SPEECH, Sampling(temperature=1.0)])
+def test_the_usable_head_chooses_the_same_ids(sampling: Sampling) -> None:
+    """As all logits with the unusable ones masked; 1000 codes and the two ids that end."""
+    torch.manual_seed(0)
+    talker, rows = Talker(tiny_config("7b").talker_config), 200
+    hidden, uniform = 3 * torch.randn(rows, talker.config.hidden_size), torch.rand(rows)
+    seen = torch.rand(rows, 8448) < 0.1
+    usable = usable_codec_ids(talker.config, num_codes=1000, device=CPU)
+    head = talker.usable_head(num_codes=1000)
+    assert head.ids.tolist() == usable.nonzero().flatten().tolist() and len(head.ids) == 1002
+    assert not head.weight.requires_grad
+    logits = talker.logits(hidden)
+    torch.testing.assert_close(head.logits(hidden), logits[:, usable])
+    whole = choose(logits, sampling, seen=seen, usable=usable, uniform=uniform)
+    part = choose(head.logits(hidden), sampling, seen=seen[:, head.ids], uniform=uniform)
+    assert torch.equal(head.ids[part], whole) and len(whole.unique()) > 50

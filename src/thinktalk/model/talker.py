@@ -7,7 +7,10 @@ text token that it saw) and the codec track (the embedding of the previous codec
 Qwen2.5-Omni report 2025, section 2.3; transformers modeling_qwen2_5_omni.py.
 """
 
+from typing import NamedTuple
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from thinktalk.config import TalkerConfig
@@ -40,6 +43,16 @@ class Talker(nn.Module):
         """[..., hidden] -> float32 [..., V]."""
         return self.codec_head(hidden).float()
 
+    def usable_head(self, *, num_codes: int) -> "UsableHead":
+        """What of `logits` is left to choose from, see usable_codec_ids; a copy of the weights.
+
+        In small networks the rows that never count are most of what a step reads.
+        """
+        weight = self.codec_head.weight
+        usable = usable_codec_ids(self.config, num_codes=num_codes, device=weight.device)
+        ids = usable.nonzero()[:, 0]
+        return UsableHead(ids, weight.detach()[ids])
+
     def embed_codec(self, ids: Tensor) -> Tensor:
         """Codec ids int64 [...] -> [..., E]."""
         return self.model.embed_tokens(ids)
@@ -56,6 +69,15 @@ class Talker(nn.Module):
             device=voice_token.device,
         )
         return torch.stack((voice_token, first_reply), dim=-2) + self.embed_codec(codec)
+
+
+class UsableHead(NamedTuple):
+    ids: Tensor  # int64 [U] in ascending order: the codec id of every column of the logits
+    weight: Tensor  # [U,hidden]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., hidden] -> float32 [..., U]."""
+        return F.linear(hidden, self.weight).float()
 
 
 def prompt_rows(embeddings: Tensor, hidden: Tensor, media: Tensor) -> Tensor:
