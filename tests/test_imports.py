@@ -73,8 +73,11 @@ TABLE = {
         "",
     ),
     "serve": (
-        "serve.__init__ serve.app serve.schema serve.chat serve.speech serve.realtime"
-        " serve.limits serve.metrics serve.cluster",
+        "serve.__init__ serve.app serve.schema serve.limits serve.guard serve.fetch serve.sources"
+        " serve.sessions serve.metrics serve.filters serve.reply serve.chat serve.speech"
+        " serve.transcriptions serve.realtime serve.realtime_config serve.realtime_items"
+        " serve.realtime_state serve.realtime_events serve.realtime_reply"
+        " serve.realtime_commands serve.outbox serve.g711 serve.cluster",
         "live.api options media config",
         "torch",
     ),
