@@ -4,8 +4,10 @@ listen (windows and pictures into features, prompts into both caches) -> think -
 -> voice. One thread does all of it; sessions are state, and the model has none.
 """
 
+import atexit
 import logging
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -86,6 +88,8 @@ class Engine(Sessions):
         if thread:
             self._thread = threading.Thread(target=self._run, name="thinktalk", daemon=True)
             self._thread.start()
+            # a thread that computes while the interpreter ends would abort the process
+            atexit.register(_close, weakref.ref(self))
 
     # ---- the tick
 
@@ -279,3 +283,8 @@ class Engine(Sessions):
             "talker_blocks_free": self.memory_pools[1].num_free,
             "blocks": self.memory_pools[0].num_blocks,
         }
+
+
+def _close(engine: "weakref.ref[Engine]") -> None:
+    if (alive := engine()) is not None:
+        alive.close()
