@@ -81,6 +81,7 @@ TABLE = {
         "live.api options media config",
         "torch",
     ),
+    "talk": ("talk", "media options config", "torch"),
 }
 PART_OF = {file: part for part, (files, _, _) in TABLE.items() for file in files.split()}
 LAZY = {"__init__", "__main__"}  # may import everything, lazily, and are the only ones

@@ -17,9 +17,14 @@ if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 INTERRUPTED = 128 + 2  # exit status, as a shell reports SIGINT
-EXTRAS = {"matplotlib": "train", "pocketsphinx": "eval", "jiwer": "eval"}  # module -> extra
+EXTRAS = {  # module -> extra
+    **{"matplotlib": "train", "pocketsphinx": "eval", "jiwer": "eval"},
+    **dict.fromkeys("fastapi starlette uvicorn pydantic websockets".split(), "serve"),
+    **dict.fromkeys("prometheus_client python_multipart".split(), "serve"),
+}
 DTYPES = ("float32", "bfloat16", "float16")
 SUITES = ("playroom",)
+REMOTE = ("off", "public", "any")  # serve.fetch.Remote
 # The stages of train.recipe: what they learn, and the finished stages that they build on. Spelled
 # out so that --help needs no torch.
 STAGES = {
@@ -81,6 +86,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"thinktalk {thinktalk.__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_chat(commands)
+    add_serve(commands)
+    add_talk(commands)
     add_train(commands)
     add_eval(commands)
     return top
@@ -152,6 +159,93 @@ def run_chat(options: argparse.Namespace) -> None:
         terminal.answer_once(load(options), parts, settings)
     else:
         terminal.converse(load(options), settings)
+
+
+# ---- serve, talk
+
+
+def add_serve(commands: "Commands") -> None:
+    serve = commands.add_parser(
+        "serve",
+        help="a page to talk to, and OpenAI's chat, audio and Realtime dialects",
+        description="Serves a page to talk to at / and OpenAI's chat, audio and Realtime dialects "
+        "under /v1 (docs/protocol.md). Every option can be set by environment, too: --api-key by "
+        "THINKTALK_API_KEY, and so on; several values are separated by commas.",
+    )
+    option = serve.add_argument
+    add_model(serve)
+    option("--host", default="127.0.0.1", help="(default: 127.0.0.1, only this machine)")
+    option("--port", type=int, default=8000, help="0 takes a free one (default: 8000)")
+    option("--api-key", metavar="KEY", action="append", help="clients must know it; repeatable")
+    option("--max-sessions", metavar="N", type=int, default=8, help="at a time (default: 8)")
+    foreign = "pages from there may use the server, such as https://example.org; repeatable"
+    option("--allow-origin", metavar="URL", action="append", help=foreign)
+    option(
+        "--remote-media",
+        choices=REMOTE,
+        default="public",
+        help="media by URL: off, from the public internet, or from any address (default: public)",
+    )
+    option(
+        "--limit",
+        metavar="NAME=NUMBER",
+        action="append",
+        help="changes a limit, such as video_s=60 (names: docs/protocol.md); repeatable",
+    )
+    for name in vars(serve.parse_args([])):
+        if value := os.environ.get(f"THINKTALK_{name.upper()}"):
+            lists = name in ("api_key", "allow_origin", "limit")
+            serve.set_defaults(**{name: value.split(",") if lists else value})
+    serve.set_defaults(run=run_serve)
+
+
+def run_serve(options: argparse.Namespace) -> None:
+    from thinktalk.serve import app, limits
+
+    settings = app.ServeOptions(
+        max_sessions=options.max_sessions,
+        keys=tuple(options.api_key or ()),
+        origins=tuple(options.allow_origin or ()),
+        remote=options.remote_media,
+        limits=limits.Limits().changed(options.limit or ()),
+    )
+    engine = thinktalk.live(load(options), max_sessions=options.max_sessions)
+    app.run(engine, settings, host=options.host, port=options.port)
+
+
+def add_talk(commands: "Commands") -> None:
+    talk = commands.add_parser(
+        "talk",
+        help="play a recording into a running server, as a microphone would",
+        description="Plays a recording into a running server in real time, prints what both sides "
+        "say and how long the answer takes, and saves the answer. With --sessions N it does so N "
+        "times at once and prints the latencies of all.",
+    )
+    option = talk.add_argument
+    option("recording", metavar="FILE", help="a recording with a question")
+    option("--url", default="http://127.0.0.1:8000", help="(default: http://127.0.0.1:8000)")
+    option("--api-key", metavar="KEY", default=os.environ.get("THINKTALK_API_KEY", ""))
+    option("--out", metavar="FILE", type=Path, help="save the answer (.wav, .mp3, ...)")
+    option("--voice", metavar="NAME", help="who answers (default: the server's)")
+    option("--push-to-talk", action="store_true", help="end the turn with the recording")
+    option("--sessions", metavar="N", type=int, default=1, help="at once (default: 1)")
+    option("--turns", metavar="N", type=int, default=1, help="in each session (default: 1)")
+    talk.set_defaults(run=run_talk)
+
+
+def run_talk(options: argparse.Namespace) -> None:
+    from thinktalk import talk
+
+    talk.run(
+        options.recording,
+        url=options.url,
+        key=options.api_key.split(",")[0],
+        out=options.out,
+        voice=options.voice,
+        detect=not options.push_to_talk,
+        sessions=options.sessions,
+        turns=options.turns,
+    )
 
 
 # ---- train

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import uvicorn
 from fastapi import FastAPI
@@ -77,6 +77,10 @@ class ServeOptions:
     origins: tuple[str, ...] = ()
     remote: Remote = "public"
     limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        if self.remote not in get_args(Remote):
+            raise ValueError(f"remote is {self.remote!r}; use {', '.join(get_args(Remote))}")
 
 
 def run(engine: Engine, options: ServeOptions, *, host: str, port: int) -> None:

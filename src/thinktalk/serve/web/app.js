@@ -209,7 +209,7 @@ function turnChanged(turn) {
   at("hello").hidden = conversation.turns.length > 0;
   const going = ({ role, state }) => role === "reply" && state !== "over";
   at("stop").disabled = !conversation.turns.some(going);
-  const silent = !turn.spoken || dialogue.replies.speaker.quiet;
+  const silent = !turn.pieces?.length || dialogue.replies.speaker.quiet;
   // A screen reader speaks only what no other voice speaks.
   if (turn.role === "reply" && turn.state === "over" && silent && !turn.announced) {
     turn.announced = true;

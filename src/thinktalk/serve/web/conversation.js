@@ -6,7 +6,8 @@ import { decodePcm, toMs } from "./sound.js";
 
     A user's turn: parts (parts.js) of what was typed or dropped; or spoken, with its transcript as
     text, and state "hearing", "heard" (its transcript may come), "".
-    A reply: text as far as the server has written it, pieces of its sound (Int16Array). state:
+    A reply: text as far as the server has written it, spoken (or to be spoken soon), pieces of its
+    sound (Int16Array). state:
     "thinking", "speaking" (more comes), "written" (no more comes, but it still plays), "over".
     whole: it was not stopped on the way. cutMs: where it was interrupted; kept: text is what the
     model remembers of it since. live: the Realtime session knows it as its own item. */
@@ -30,7 +31,7 @@ export class Turn {
   /** Nothing more will come; whole: and nothing is missing. */
   close(whole) {
     this.whole = whole;
-    if (this.state !== "over") this.state = this.spoken ? "written" : "over";
+    if (this.state !== "over") this.state = this.pieces.length ? "written" : "over";
   }
 
   /** It was interrupted after so much of it had been heard. */
@@ -101,6 +102,7 @@ export class Conversation {
       case "transcription.failed":
         return this.#user(event.item_id, { state: "" });
       case "response.output_audio_transcript.delta":
+        return this.#reply(event.item_id, { grown: event.delta, spoken: true });
       case "response.output_text.delta":
         return this.#reply(event.item_id, { grown: event.delta });
       case "response.output_audio_transcript.done":

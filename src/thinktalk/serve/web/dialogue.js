@@ -202,7 +202,7 @@ export class Dialogue {
     this.conversation.place(turn);
     const messages = this.conversation.turns.map(asMessage).filter(Boolean);
     if (persona) messages.unshift({ role: "system", content: persona });
-    const reply = this.conversation.place(new Turn(newId(), "reply", { live: false }));
+    const reply = this.conversation.place(new Turn(newId(), "reply", { live: false, spoken: true }));
     const chat = (this.chat = new AbortController());
     const model = this.settings.model;
     try {

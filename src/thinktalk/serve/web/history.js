@@ -28,7 +28,7 @@ export class History {
     }
     entry.row.dataset.state = turn.cutMs === null ? turn.state : "cut";
     entry.note.textContent = turn.role === "reply" ? noteOf(turn) : "";
-    const whole = turn.role === "reply" && turn.spoken && ["written", "over"].includes(turn.state);
+    const whole = turn.pieces?.length && ["written", "over"].includes(turn.state);
     if (whole && !entry.tools.childElementCount) this.#addTools(entry, turn);
   }
 

@@ -1,5 +1,5 @@
 // The socket: speaks OpenAI's Realtime events with the server, and comes back after a lost
-// connection to the same conversation (?resume=TOKEN).
+// connection to the same conversation (?resume=TOKEN&after=EVENT), without missing an event.
 
 const FIRST_RETRY_MS = 500;
 const LONGEST_RETRY_MS = 8000;
@@ -58,7 +58,7 @@ export class Realtime {
 
   forget() {
     clearTimeout(this.timer);
-    this.socket = this.session = this.lastError = null;
+    this.socket = this.session = this.lastEvent = this.lastError = null;
     this.retries = this.large = 0;
   }
 
@@ -68,7 +68,9 @@ export class Realtime {
     this.lastError = null;
     const url = new URL("v1/realtime", document.baseURI);
     url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
-    if (this.session?.resume_token) url.searchParams.set("resume", this.session.resume_token);
+    const token = this.session?.resume?.token;
+    if (token) url.searchParams.set("resume", token);
+    if (token && this.lastEvent) url.searchParams.set("after", this.lastEvent);
     // A browser can send no header with a socket: the key travels as a subprotocol.
     const key = this.key();
     const protocols = key ? ["realtime", `openai-insecure-api-key.${key}`] : ["realtime"];
@@ -84,12 +86,14 @@ export class Realtime {
 
   #take(event) {
     if (event.type === "session.created") this.#greeted(event.session);
+    else this.lastEvent = event.event_id;
     this.lastError = event.type === "error" ? event.error : null; // why a close may follow
     this.onevent(event);
   }
 
   #greeted(session) {
     const resumed = this.session?.id === session.id;
+    if (!resumed) this.lastEvent = null;
     this.session = session;
     this.retries = 0;
     this.#enter("open", { resumed });
@@ -106,8 +110,9 @@ export class Realtime {
     if (code === FULL) return this.#later("full", FULL_RETRY_MS * (1 + Math.random()));
     if (this.lastError?.code === "invalid_api_key") return this.#fail("key", reason);
     if (FINAL_CODES.has(code) || code >= 4000) {
+      const over = this.lastError?.code === "resume_failed";
       this.session = null; // what the server ended cannot be resumed
-      return this.#fail("failed", reason ?? `The server ended the conversation (code ${code}).`);
+      return over ? this.#open() : this.#fail("failed", reason ?? endedBecause(code));
     }
     // A refused handshake tells a page nothing: ask over HTTP why.
     if (!greeted && (await this.#explained())) return;
@@ -155,6 +160,12 @@ export class Realtime {
     this.state = state;
     this.onstate(state, detail);
   }
+}
+
+function endedBecause(code) {
+  if (code === 4001) return "The conversation goes on in another window.";
+  if (code === 1009) return "That was more than the server takes at once.";
+  return "The server ended the conversation. What you say next begins another.";
 }
 
 /** The headers that carry the key over HTTP. */
