@@ -9,7 +9,9 @@ from safetensors.numpy import load_file
 
 from thinktalk.media.mel import (
     EAR_HOP_SAMPLES,
+    EAR_LONGEST_S,
     ENCODER_WINDOW_FRAMES,
+    RunningMel,
     log_frames,
     log_mel,
     normalise,
@@ -57,8 +59,46 @@ def test_frames_do_not_depend_on_their_grouping(num_frames: int) -> None:
         log_frames(padded[160 * start : 160 * (min(start + num_frames, total) - 1) + 400])
         for start in range(0, total, num_frames)
     ]
-    np.testing.assert_allclose(np.concatenate(pieces, axis=1), whole, atol=1e-5, rtol=0)
+    tolerance = 0.0 if num_frames == ENCODER_WINDOW_FRAMES else 1e-5
+    np.testing.assert_allclose(np.concatenate(pieces, axis=1), whole, atol=tolerance, rtol=0)
     assert normalise(whole, loudest=float(whole.max())).min() >= whole.max() / 4 - 1 - 1e-6
+
+
+@pytest.mark.parametrize("size", [1, 320, 4097, 32_000, 10**6])
+def test_pieces_give_the_bits_of_the_whole(size: int) -> None:
+    wave = samples.wave("late")
+    mel, windows = RunningMel(keep=True), []
+    assert mel.tail().shape == (128, 0)
+    for start in range(0, len(wave), size):
+        windows += mel.push(wave[start : start + size])
+        if size > 320:  # to ask on the way changes nothing
+            so_far = log_mel(wave[: start + size])
+            np.testing.assert_array_equal(mel.whole(), so_far)
+            mel.tail()
+    assert [window.shape for window in windows] == [(128, 200)] * 2
+    assert (mel.num_samples, mel.num_frames) == (len(wave), -(-len(wave) // 160))
+    offline = log_mel(wave, maximum="running")
+    np.testing.assert_array_equal(np.hstack([*windows, mel.tail()]), offline)
+    np.testing.assert_array_equal(mel.whole(), log_mel(wave))
+
+
+def test_a_short_wave_in_pieces() -> None:
+    wave = samples.wave("short")  # shorter than what a frame sees
+    mel = RunningMel(keep=True)
+    assert mel.push(wave[:100]) == mel.push(wave[100:]) == []
+    np.testing.assert_array_equal(mel.tail(), log_mel(wave))
+    assert RunningMel().whole() is None
+
+
+def test_no_logs_are_kept_of_what_the_reference_cuts() -> None:
+    mel, second = RunningMel(keep=True), samples.tone(1, 16_000, 440.0)
+    for _ in range(EAR_LONGEST_S):
+        mel.push(second)
+    whole = mel.whole()  # the last window still needs 40 samples
+    assert whole is not None and whole.shape == (128, 100 * EAR_LONGEST_S)
+    mel.push(second)
+    assert mel.whole() is None and mel.state()["logs"] is None
+    assert mel.tail().shape == (128, 100)
 
 
 def test_lengths() -> None:

@@ -21,7 +21,6 @@ Floats = NDArray[np.float32]
 
 LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 8_000, 192_000
 LOUDEST_SAMPLE = 16.0  # 24 dB over full scale: floats beyond are samples in another unit
-WINDOW_S = ENCODER_WINDOW_SAMPLES / EAR_HZ
 FEWEST_FRAMES = 3  # of a mel that makes a token: one or two frames make none
 
 _NOTHING = np.zeros(0, np.float32)
@@ -94,9 +93,9 @@ class Clip:
         return self.start + self.mel.num_samples
 
     @property
-    def open_start_s(self) -> float:
+    def open_start(self) -> int:
         """Where the open window starts."""
-        return (self.start + self.mel.num_windows * ENCODER_WINDOW_SAMPLES) / EAR_HZ
+        return self.start + self.mel.num_windows * ENCODER_WINDOW_SAMPLES
 
     def tail(self) -> Floats | None:
         mel = self.mel.tail()
@@ -226,13 +225,13 @@ class Listener:
     def _hear(self, wave: Floats) -> list[Signal]:
         """Samples at 16 kHz: frame by frame into the detector, or straight into a clip."""
         signals: list[Signal] = []
-        if self._turn is None:
-            if len(wave) and self._clip is None:
+        if self._turn is None and len(wave):
+            if self._clip is None:
                 signals.append(self._begin(self._count))
             self._count += len(wave)
             self._held = wave
             return signals + self._feed()
-        while len(wave):
+        while self._turn and len(wave):
             room = FRAME_SAMPLES - len(self._frame)
             piece, wave = wave[:room], wave[room:]
             self._frame = np.concatenate([self._frame, piece])
@@ -258,7 +257,8 @@ class Listener:
             signals += self._feed()
         if mark == "paused":
             self._pausing = True
-            signals.append(Paused(self.now_s, self._clip.tail(), self._clip.open_start_s))
+            start_s = self._clip.open_start / EAR_HZ
+            signals.append(Paused(self.now_s, self._clip.tail(), start_s))
         elif mark == "ended":
             signals.append(self._end())
         return signals
@@ -273,9 +273,9 @@ class Listener:
         """All that is held becomes part of the clip."""
         assert self._clip
         held, self._held = self._held, _NOTHING
-        start_s = self._clip.open_start_s
+        first = self._clip.open_start
         return [
-            Heard(start_s + number * WINDOW_S, mel)
+            Heard((first + number * ENCODER_WINDOW_SAMPLES) / EAR_HZ, mel)
             for number, mel in enumerate(self._clip.mel.push(held))
         ]
 
@@ -286,7 +286,7 @@ class Listener:
     def _end(self) -> Ended:
         assert self._clip
         clip, self._clip, self._pausing = self._clip, None, False
-        end_s, start_s = clip.end / EAR_HZ, clip.open_start_s
+        end_s, start_s = clip.end / EAR_HZ, clip.open_start / EAR_HZ
         return Ended(self.now_s, end_s, clip.tail(), start_s, clip.mel.whole())
 
     def _settle(self) -> None:

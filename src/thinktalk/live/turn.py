@@ -15,7 +15,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from thinktalk.options import SemanticVad, ServerVad
@@ -56,11 +55,11 @@ class Turn:
     def hear(self, frame: Floats) -> Mark | None:
         """The next frame, float32 [512]; what is known after it."""
         probability, self._memory = silero().listen(frame, self._memory)
-        start, self.position = self.position, self.position + FRAME_SAMPLES
-        return self.follow(probability, start=start)
+        return self.follow(probability)
 
-    def follow(self, probability: float, *, start: int) -> Mark | None:
-        """What the speech probability of the frame from `start` to `position` changes."""
+    def follow(self, probability: float) -> Mark | None:
+        """The same from the probability that the next frame is speech."""
+        start, self.position = self.position, self.position + FRAME_SAMPLES
         loud = probability >= self.detection.threshold
         lower = max(self.detection.threshold - HYSTERESIS, LOWEST_THRESHOLD)
         silent = not loud and probability < lower
@@ -143,7 +142,7 @@ class Turn:
 
 # ---- the network
 
-SPECTRUM_SAMPLES, SPECTRUM_HOP, SPECTRUM_BINS = 256, 128, 129
+SPECTRUM_HOP, SPECTRUM_BINS = 128, 129
 CONTEXT_SAMPLES = 64  # of the frame before
 EDGE_SAMPLES = 64  # mirrored at the end of a frame
 WIDTH = 128  # of the LSTM cell
@@ -163,7 +162,7 @@ class Silero:
     """Silero VAD for 16 kHz; equal to the scripted module up to rounding."""
 
     basis: Floats  # [2*129, 256] cosines and sines under a Hann window
-    kernels: tuple[tuple[Floats, Floats], ...]  # ([out, 3*in], [out, 1]) of each convolution
+    kernels: tuple[tuple[Floats, Floats], ...]  # [out, 3*in] and [out, 1] of each convolution
     gates: tuple[Floats, Floats]  # ([4*128, input 128 + hidden 128], [4*128]): i, f, g, o
     output: tuple[Floats, float]
 
@@ -173,10 +172,10 @@ class Silero:
     def listen(self, frame: Floats, memory: Memory) -> tuple[float, Memory]:
         """The probability of speech in a frame [512], and the memory for the next one."""
         assert frame.shape == (FRAME_SAMPLES,) and frame.dtype == np.float32, frame.shape
-        x = np.concatenate([memory.context, frame])
-        x = np.concatenate([x, x[-2 : -2 - EDGE_SAMPLES : -1]])
-        spectrum = self.basis @ sliding_window_view(x, SPECTRUM_SAMPLES)[::SPECTRUM_HOP].T
-        x = np.hypot(spectrum[:SPECTRUM_BINS], spectrum[SPECTRUM_BINS:])  # [129,4]
+        mirrored = frame[-2 : -2 - EDGE_SAMPLES : -1]
+        hops = np.concatenate([memory.context, frame, mirrored]).reshape(-1, SPECTRUM_HOP)
+        spectrum = self.basis @ np.concatenate([hops[:-1].T, hops[1:].T])  # windows of two hops
+        x = np.sqrt(spectrum[:SPECTRUM_BINS] ** 2 + spectrum[SPECTRUM_BINS:] ** 2)  # [129,4]
         for (weight, bias), stride in zip(self.kernels, STRIDES, strict=True):
             x = np.maximum(weight @ _neighbours(x, stride) + bias, 0)  # -> [128,1]
         weight, bias = self.gates
@@ -211,7 +210,8 @@ def silero() -> Silero:
     for number in range(len(STRIDES)):
         weight = weights[f"encoder.{number}.reparam_conv.weight"]
         bias = weights[f"encoder.{number}.reparam_conv.bias"]
-        kernels.append((weight.reshape(len(weight), -1), bias[:, None]))
+        flat = weight.transpose(0, 2, 1).reshape(len(weight), -1)
+        kernels.append((flat, bias[:, None]))
     return Silero(
         basis=weights["stft.forward_basis_buffer"][:, 0],
         kernels=tuple(kernels),
@@ -227,11 +227,11 @@ def silero() -> Silero:
 
 
 def _neighbours(x: Floats, stride: int) -> Floats:
-    """[C,T] -> [3*C,T/stride]: every column with the ones beside it, zeros beyond the edges."""
-    padded = np.zeros((len(x), x.shape[1] + 2), np.float32)
+    """[C,T] -> [3*C,T/stride]: the columns before, at and after every place, zeros at the edges."""
+    num_channels, num_columns = x.shape
+    padded = np.zeros((num_channels, num_columns + 2), np.float32)
     padded[:, 1:-1] = x
-    windows = sliding_window_view(padded, 3, axis=1)[:, ::stride]  # [C,T/stride,3]
-    return windows.transpose(0, 2, 1).reshape(3 * len(x), -1)
+    return np.concatenate([padded[:, k : k + num_columns : stride] for k in range(3)])
 
 
 def _sigmoid(x: Floats) -> Floats:

@@ -174,7 +174,7 @@ def log_frames(samples: Floats) -> Floats:
     window = _hann(EAR_WINDOW_SAMPLES)
     out = np.empty((EAR_BINS, len(frames)), np.float32)
     # Always products of one shape, whatever the last one's spare rows hold: rounding depends on the
-    # shape, and a frame shall be the same bits in a short window and in a whole clip.
+    # shape, and a window shall be the same bits alone, cut short and in a whole clip.
     power = np.zeros((ENCODER_WINDOW_FRAMES, filters.shape[1]), np.float32)
     for start in range(0, len(frames), ENCODER_WINDOW_FRAMES):
         spectrum = np.fft.rfft(frames[start : start + ENCODER_WINDOW_FRAMES] * window)
