@@ -10,7 +10,15 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from thinktalk.media.image import Processor, image_size, patches, resize, target_size
+from thinktalk.media.image import (
+    Processor,
+    image_size,
+    levels_of,
+    normalise,
+    patches,
+    resize,
+    target_size,
+)
 
 GOLDEN = load_file(Path(__file__).parent / "golden" / "media.safetensors")
 PROCESSOR = Processor()
@@ -57,6 +65,18 @@ def test_order_of_rows_and_values() -> None:
             pixels = (patch * std + mean) * 255
             expected = image[top : top + 14, left : left + 14]
             np.testing.assert_allclose(pixels, expected, atol=1e-3)
+
+
+def test_levels_are_the_pixels_behind_patches() -> None:
+    processor = Processor()
+    taken, _ = patches(samples.picture(140, 196), processor=processor)
+    levels = levels_of(taken, processor=processor)
+    assert levels.dtype == np.uint8 and levels.shape == (len(taken), 3, 392)
+    np.testing.assert_array_equal(normalise(levels, processor=processor), taken)
+    every = np.tile((np.arange(280) % 256).astype(np.uint8)[None, :, None], (28, 1, 3))
+    taken, _ = patches(every, processor=processor, size=(28, 280))
+    back = normalise(levels_of(taken, processor=processor), processor=processor)
+    np.testing.assert_array_equal(back, taken)
 
 
 def test_pillow_is_close() -> None:

@@ -140,13 +140,29 @@ def test_sound_of_films_can_be_left_out(build: Desk, config: ThinkerConfig) -> N
     assert heard({"use_audio_in_video": True}, audio_in_video=False) == [True]
 
 
+def test_a_recording_may_be_the_sound_of_a_film(build: Desk, tmp_path: Path) -> None:
+    film = samples.film("mp4", audio="aac", seconds=2.0)
+    silent, wave = samples.film("mp4", seconds=2.0), samples.wave("speech")
+    separate = build([film_message(silent, sound=wave)], audio_in_video=False)
+    assert separate.video_has_audio == [True]
+    np.testing.assert_array_equal(separate.mels[0], log_mel(wave, maximum="running"))
+    replaced = build([film_message(film, sound=wave)])
+    assert replaced.ids.tolist() == separate.ids.tolist() and len(replaced.mels) == 1
+    part = build([film_message(film, sound=wave, start=0.5, end=1.5)])
+    np.testing.assert_array_equal(part.mels[0], log_mel(wave[8000:24000], maximum="running"))
+    frames = build([film_message(samples.frames(4, 56, 84), sound=wave)])
+    assert frames.video_has_audio == [True]
+    with pytest.raises(ValueError, match="nothing.wav does not exist"):
+        build([film_message(silent, sound=str(tmp_path / "nothing.wav"))])
+
+
 def test_almost_silent_track_counts_as_none(build: Desk) -> None:
     """A sound track too short for one token does not make a video a sounding one."""
     film = samples.film("matroska", audio="pcm_s16le", sound_seconds=0.02)
     assert build([film_message(film)]).video_has_audio == [False]
 
 
-def film_message(film: bytes, **options: Any) -> dict[str, Any]:
+def film_message(film: Any, **options: Any) -> dict[str, Any]:
     return {"role": "user", "content": [{"type": "video", "video": film, **options}]}
 
 

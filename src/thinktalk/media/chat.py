@@ -59,7 +59,7 @@ OPTIONS = {
         **{name: name for name in ("fps", "num_frames", "min_frames", "max_frames")},
         **{name: name for name in ("start", "end", "total_pixels", "audio_in_video")},
         **{"nframes": "num_frames", "video_start": "start", "video_end": "end"},
-        **{"use_audio_in_video": "audio_in_video"},
+        **{"use_audio_in_video": "audio_in_video", "sound": "sound"},
     },
 }
 _CALL = re.compile(r"<tool_call>\s*(?=\{)")

@@ -173,16 +173,32 @@ def patchify(frames: list[Bytes], *, processor: Processor) -> tuple[Floats, Grid
     down, across = h // processor.cell, w // processor.cell
     shape = (n // pair, pair, down, merge, patch, across, merge, patch, 3)
     ordered = pixels.reshape(shape).transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)
-    rows = np.ascontiguousarray(ordered).reshape(math.prod(grid), 3, -1)
-    out = np.empty(rows.shape, np.float32)
-    means, stds = (
-        np.array(v, np.float32) * 255 for v in (processor.image_mean, processor.image_std)
-    )
+    levels = np.ascontiguousarray(ordered).reshape(math.prod(grid), 3, -1)
+    return normalise(levels, processor=processor), grid
+
+
+def normalise(levels: Bytes, *, processor: Processor) -> Floats:
+    """Return the patches [P,1176] of 8-bit levels [P,3,392]."""
+    out = np.empty(levels.shape, np.float32)
+    means, stds = _scaled(processor)
     for channel in range(3):
         # mean and std are scaled, not the levels: the reference's order, to the last bit
-        np.subtract(rows[:, channel], means[channel], out=out[:, channel])
+        np.subtract(levels[:, channel], means[channel], out=out[:, channel])
         out[:, channel] /= stds[channel]
-    return out.reshape(len(rows), -1), grid
+    return out.reshape(len(levels), -1)
+
+
+def levels_of(patches: Floats, *, processor: Processor) -> Bytes:
+    """Return the 8-bit levels [P,3,392] that normalise turns into these patches [P,1176]."""
+    means, stds = _scaled(processor)
+    levels = patches.reshape(len(patches), 3, -1) * stds[:, None] + means[:, None]
+    return np.rint(levels).astype(np.uint8)
+
+
+def _scaled(processor: Processor) -> tuple[Floats, Floats]:
+    """Mean and standard deviation of each channel, in levels of 0..255."""
+    mean, std = processor.image_mean, processor.image_std
+    return np.array(mean, np.float32) * 255, np.array(std, np.float32) * 255
 
 
 def resize(image: Bytes, *, size: tuple[int, int]) -> Bytes:

@@ -7,7 +7,7 @@ into the context, and only then the mels and patches. Expansion and interleaving
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -199,15 +199,18 @@ class _Desk:
             return h, w
 
         hear = options.get("audio_in_video", self.audio_in_video)
-        return self._video_ids(
-            load_video(
-                source,
-                sound=hear,
-                size=size,
-                max_seconds=self._context / AUDIO_TOKENS_PER_SECOND,
-                **(defaults | sampling),
-            )
+        separate, limit = options.get("sound"), self._context / AUDIO_TOKENS_PER_SECOND
+        video = load_video(
+            source,
+            sound=hear and separate is None,
+            size=size,
+            max_seconds=limit,
+            **(defaults | sampling),
         )
+        if separate is not None:  # a recording of its own takes the place of the film's sound
+            cut = {key: options[key] for key in ("start", "end") if key in options}
+            video = replace(video, sound=load_audio(separate, max_seconds=limit, **cut))
+        return self._video_ids(video)
 
     def _check_video(self, num_frames: int, height: int, width: int) -> None:
         """Refuse a video that cannot fit even alone, before all its frames are decoded."""
