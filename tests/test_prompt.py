@@ -152,7 +152,7 @@ def test_a_recording_may_be_the_sound_of_a_film(build: Desk, tmp_path: Path) -> 
     np.testing.assert_array_equal(part.mels[0], log_mel(wave[8000:24000], maximum="running"))
     frames = build([film_message(samples.frames(4, 56, 84), sound=wave)])
     assert frames.video_has_audio == [True]
-    with pytest.raises(ValueError, match="nothing.wav does not exist"):
+    with pytest.raises(ValueError, match=r"nothing\.wav does not exist"):
         build([film_message(silent, sound=str(tmp_path / "nothing.wav"))])
 
 
