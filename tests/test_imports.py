@@ -47,15 +47,15 @@ TABLE = {
     "generate": ("generate", GENERATE, ""),
     "terminal": ("terminal playback", GENERATE + " generate", ""),
     "live": (
-        "live.__init__ live.listen live.turn live.camera live.history live.memory live.replies"
-        " live.conversation live.session live.sessions live.blocks"
+        "live.__init__ live.listen live.turn live.camera live.draft live.history live.memory"
+        " live.prefixes live.replies live.conversation live.session live.sessions live.blocks"
         " live.scheduler live.passes live.engine live.speak live.store live.stream live.graphs",
         GENERATE + " live.api parallel",
         "",
     ),
     "train": (
         "train.__init__ train.trainer train.data train.losses train.stages train.voice"
-        " train.checkpoint train.recipe train.speech train.streams train.vocabulary"
+        " train.checkpoint train.command train.recipe train.speech train.streams train.vocabulary"
         " train.assemble train.conversations train.talker train.thinker train.align train.plot",
         GENERATE + " generate playroom parallel adapters eval.metrics",
         "",
@@ -67,7 +67,9 @@ TABLE = {
     ),
     "export": ("export", "config model weights", ""),
     "bench": (
-        "bench",
+        "bench.__init__ bench.plan bench.run bench.calls bench.player bench.question"
+        " bench.random_model bench.watch bench.meter bench.turn_end bench.stages bench.pairs"
+        " bench.peer bench.tables",
         GENERATE + " generate playroom parallel adapters quantize live live.api eval"
         " eval.metrics export",
         "",

@@ -18,7 +18,7 @@ class OutOfBlocksError(RuntimeError):
     """The pool has no free block left; rows are as they were."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Row:
     """A sequence in the cache: its blocks in order, and how many positions are stored."""
 
@@ -80,10 +80,11 @@ class BlockPool:
         del row.blocks[keep:]
 
     def fork(self, row: Row) -> Row:
-        """A second row with the same past."""
-        for block in row.blocks:
+        """A second row with the same past; what was reserved behind it stays the first one's."""
+        shared = row.blocks[: -(-row.length // BLOCK_POSITIONS)]
+        for block in shared:
             self._users[block] += 1
-        return Row(list(row.blocks), row.length)
+        return Row(shared, row.length)
 
     def release(self, row: Row) -> None:
         self.rewind(row, 0)

@@ -131,8 +131,8 @@ class Engine(Sessions):
         ]
         if tracks:
             self.passes.tell(tracks)
-        self.keep_prefixes(conversations)
         for conversation in conversations:
+            self.prefixes.keep(conversation.memory)
             conversation.make_room()
         return bool(pieces or prompts or tracks)
 
@@ -140,10 +140,12 @@ class Engine(Sessions):
         for conversation in conversations:
             reply, memory = conversation.replies.current, conversation.memory
             if reply is not None and not reply.began and memory.at_barrier:
-                slot = next(n for n, user in enumerate(self._slots) if user is None or user.ended)
+                free = (n for n, user in enumerate(self._slots) if user is None or user.ended)
+                slot = next(free, None)
+                if slot is None:
+                    return
                 self._slots[slot] = reply
-                rows = conversation.rows_at_commit
-                conversation.replies.begin_thinking(rows_at_commit=rows)
+                conversation.replies.begin_thinking()
                 self.passes.begin(memory, reply, slot)
 
     def _think(self, conversations: Sequence[Conversation]) -> Chosen | None:
@@ -173,8 +175,9 @@ class Engine(Sessions):
         if thoughts is not None:
             values = zip(thoughts.ids.tolist(), thoughts.log_probabilities.tolist(), strict=True)
             for reply, (token, log_probability) in zip(thoughts.replies, values, strict=True):
-                owners[id(reply)].replies.text_chosen(token, log_probability)
-                owners[id(reply)].judge()
+                if not reply.ended:  # for want of room it may have, since it was chosen
+                    owners[id(reply)].replies.text_chosen(token, log_probability)
+                    owners[id(reply)].judge()
         if speech is not None:
             stop_ids = self.model.config.talker_config.stop_ids
             for reply, token in zip(speech.replies, speech.ids.tolist(), strict=True):
@@ -219,6 +222,7 @@ class Engine(Sessions):
         return self._thread is not None
 
     def close(self) -> None:
+        self.is_closed = True
         for session in list(self.sessions.values()):
             session.close()
         self._stops = True
@@ -251,29 +255,24 @@ class Engine(Sessions):
                 pool.reserve(row, count)
                 return True
             except OutOfBlocksError:
-                if not self.drop_prefix():
+                if not self.prefixes.drop():
                     self._give_up(row)
                     return False
 
     def _give_up(self, row: Row) -> None:
         owner = next(
             c
-            for c in self.conversations.values()
-            if row in (c.memory.thinker_row, c.memory.talker_row)
+            for c in list(self.conversations.values())
+            if row is c.memory.thinker_row or row is c.memory.talker_row
         )
-        message = "the engine's cache is full; close sessions, or raise cache_positions"
-        reply = owner.replies.current
-        if reply is not None and reply.began:
-            owner.replies.finish("incomplete", "context_full")
-        elif not owner.memory.forget_oldest(owner.memory.length // 2):
-            owner.fail("cache_full", message)
-            owner.replies.drop()
-            owner.clear()
+        if not owner.give_way():
+            self.abort(owner, "the engine's cache has no room for this session; try again later")
 
     def stats(self) -> dict[str, float]:
         replies = [c.replies.current for c in list(self.conversations.values())]
         return {
             **self.counters,
+            "prefixes_used": self.prefixes.num_used,
             "sessions": len(self.sessions),
             "replies": sum(reply is not None for reply in replies),
             "waiting_positions": sum(

@@ -16,18 +16,19 @@ from thinktalk.config import ThinkerConfig
 from thinktalk.media.prompt import Prompt
 from thinktalk.media.tokenizer import Tokenizer
 from thinktalk.model.audio import num_tokens
-from thinktalk.model.tmrope import Track, extend_positions
+from thinktalk.model.tmrope import Track, extend_positions, line
 
 Grid = tuple[int, int, int]
 
 
-@dataclass
+@dataclass(eq=False)
 class Piece:
     """T ids and what their placeholders stand for; C: width of the Thinker.
 
     clips: (grid, seconds per pair) of the videos that begin here; continues: the same of one that
     began before, should its beginning be forgotten. features: rows [n,C] of the audio, image and
-    video placeholders; until they exist, mels and patches are kept.
+    video placeholders; until they exist, mels and patches are kept. is_plain: ids that the model
+    chose, which stand for nothing but themselves, whatever they are.
     """
 
     ids: list[int]
@@ -37,17 +38,18 @@ class Piece:
     clips: list[tuple[Grid, float]] = field(default_factory=list)
     continues: tuple[Grid, float] | None = None
     image_grids: list[Grid] = field(default_factory=list)
+    is_plain: bool = False
     features: tuple[Tensor | None, Tensor | None, Tensor | None] | None = None
 
     @classmethod
     def of(cls, prompt: Prompt) -> "Piece":
         return cls(
             prompt.ids.tolist(),
-            [torch.from_numpy(mel) for mel in prompt.mels],
-            [(torch.from_numpy(p), torch.tensor(grid)) for p, grid in prompt.images],
-            [(torch.from_numpy(p), torch.tensor(grid)) for p, grid, _ in prompt.videos],
-            [(grid, seconds) for _, grid, seconds in prompt.videos],
-            [grid for _, grid in prompt.images],
+            mels=[torch.from_numpy(mel) for mel in prompt.mels],
+            images=[(torch.from_numpy(p), torch.tensor(grid)) for p, grid in prompt.images],
+            videos=[(torch.from_numpy(p), torch.tensor(grid)) for p, grid, _ in prompt.videos],
+            clips=[(grid, seconds) for _, grid, seconds in prompt.videos],
+            image_grids=[grid for _, grid in prompt.images],
         )
 
     @property
@@ -61,6 +63,9 @@ class Piece:
 
     def positions(self, track: Track, config: ThinkerConfig) -> tuple[Tensor, Track]:
         """int64 [3,T] behind a row that has come to `track`, and the track behind the piece."""
+        if self.is_plain:
+            end = track.next + len(self.ids)
+            return line(track.next, len(self.ids)), Track(next=end, base=end)
         lost = self.continues is not None and track.frame is None
         clips = [self.continues, *self.clips] if self.continues and lost else self.clips
         return extend_positions(
@@ -83,10 +88,11 @@ class Piece:
         return torch.tensor(self.ids[start:stop]), rows
 
 
-@dataclass
+@dataclass(eq=False)
 class Item:
-    """One message of the conversation. is_open: it still grows. text_ids, text and audio_ms: what
-    of a reply was made, whether or not it was heard."""
+    """One message of the conversation. is_open: it still grows. text_ids, text: what of a reply was
+    made, whether or not it was heard; audio_ms: how much of its sound was sent, of speech_ms if
+    that is known."""
 
     id: str
     role: str
@@ -95,7 +101,8 @@ class Item:
     text: str = ""
     text_ids: tuple[int, ...] = ()
     audio_ms: int = 0
-    speech_complete: bool = False
+    was_spoken: bool = False
+    speech_ms: int | None = None
 
     @property
     def num_ids(self) -> int:
@@ -119,7 +126,8 @@ class Composer:
         self.tokenizer, self.config = tokenizer, config
         self.words = ""
         self.piece = Piece([])
-        self.open: str | tuple[int, int] | None = None  # "sound", or a film's rows and columns
+        # "sound", or of a film: rows, columns, seconds per pair
+        self.open: str | tuple[int, int, float] | None = None
 
     def copy(self) -> "Composer":
         twin = Composer(self.tokenizer, self.config)
@@ -164,13 +172,13 @@ class Composer:
     def watch(self, patches: Tensor, grid: Grid, *, seconds_per_pair: float, mel: Tensor) -> None:
         """A window of the microphone with the camera's frames of the same time, as a video with
         sound whose end is not known yet."""
-        if self.open == grid[1:]:
+        if self.open == (*grid[1:], seconds_per_pair):
             self.piece.continues = grid, seconds_per_pair
         else:
             self.close()
             self.control("<|vision_bos|>")
             self.control("<|audio_bos|>")
-            self.open = grid[1:]
+            self.open = (grid[1], grid[2], seconds_per_pair)
             self.piece.clips.append((grid, seconds_per_pair))
         cells = grid[0] * grid[1] * grid[2] // self.config.vision_config.spatial_merge_size**2
         self.piece.ids += [self.config.video_token_index] * cells
@@ -231,8 +239,8 @@ def heard_tokens(
     pass evenly over it, before that at `chars_per_second`. texts: the bytes of every text id.
     """
     total = sum(map(len, texts))
-    if item.speech_complete and item.audio_ms:
-        heard = total * min(1.0, audio_ms / item.audio_ms)
+    if item.speech_ms:
+        heard = total * min(1.0, audio_ms / item.speech_ms)
     else:
         heard = min(total, audio_ms / 1000 * chars_per_second)
     ends = list(accumulate(map(len, texts)))

@@ -60,7 +60,7 @@ class Memory:
     @property
     def num_waiting(self) -> int:
         """Positions that are known but not in the cache yet."""
-        return sum(len(piece.ids) for piece in self.queue) - self.done
+        return sum(len(piece.ids) for piece in tuple(self.queue)) - self.done
 
     @property
     def at_barrier(self) -> bool:
@@ -99,7 +99,7 @@ class Memory:
             self.boundary, self.track, self.top = mark.start, mark.track, mark.top
             del self.past[keep:]
             self.done = 0
-        elif not (self.queue and wanted[keep : keep + 1] == [self.queue[0]]):
+        elif not (self.queue and keep < len(wanted) and wanted[keep] is self.queue[0]):
             self.done = 0
         self.queue = deque(wanted[keep:])
         del self._placed[1 if self.done else 0 :]
@@ -159,14 +159,12 @@ class Memory:
         if not count:
             return
         self.thinker_row.length = self.boundary + count
-        first = self.track.next
-        positions = line(first, count)
+        piece = Piece(reply.text_ids[:count], is_plain=True)
+        positions, track = piece.positions(self.track, self.config)
         if self.talker is not None:
             self.to_tell.append((torch.cat(reply.rows), positions))
-        track = replace(self.track, next=first + count, base=first + count, last_id=-1)
-        piece = Piece(reply.text_ids[:count])
         reply.item.pieces.insert(1, piece)  # behind the header
-        self._past(piece, Placed(positions, track, max(self.top, first + count - 1)))
+        self._past(piece, Placed(positions, track, max(self.top, int(positions.max()))))
 
     def abandon_reply(self) -> None:
         """Forgets what a reply left behind the prompt in the Talker's cache; the Thinker's rows
@@ -203,9 +201,9 @@ class Memory:
         self.items = items
 
     def release(self) -> None:
-        self.thinker.release(self.thinker_row)
-        if self.talker is not None:
-            self.talker.release(self.talker_row)
+        """Frees the caches; the memory is empty then."""
+        self.items = []
+        self.sync()
 
     @property
     def length(self) -> int:
@@ -216,7 +214,7 @@ class Memory:
         """Removes whole turns behind the system prompt, oldest first, until at most `target`
         positions are left or only the last turn is; returns what is gone."""
         system, *items = self.items
-        starts = [n for n, item in enumerate(items) if item.role == "user"]
+        starts = [n for n, item in enumerate(items) if _begins_turn(items, n)]
         length, gone = self.length, 0
         for stop in starts[1:]:
             if length <= target:
@@ -229,9 +227,10 @@ class Memory:
         return items[:gone]
 
     def shorten_last(self, excess: int) -> bool:
-        """Removes the oldest windows of the last item, all but what opened it, until `excess`
-        positions are gone; False if there is nothing to remove."""
-        pieces, count = self.items[-1].pieces, 0
+        """Removes the oldest windows of the user's last turn, all but what opened it, until
+        `excess` positions are gone; False if there is nothing to remove."""
+        turns = [item for item in self.items if item.role == "user"]
+        pieces, count = turns[-1].pieces if turns else [], 0
         while excess > 0 and len(pieces) > count + 2:
             excess -= len(pieces[1 + count].ids)
             count += 1
@@ -262,3 +261,10 @@ class Memory:
                 self.to_tell.append((tracks[:left], positions[:, :left]))
             excess -= min(excess, len(tracks))
         self.talker.rewind(self.talker_row, min(length, self.talker_row.length))
+
+
+def _begins_turn(items: list[Item], number: int) -> bool:
+    """Whether what comes before this item can be forgotten without it: a reply belongs to what it
+    answers."""
+    role, before = items[number].role, items[number - 1].role if number else "assistant"
+    return role == "user" or role == before == "assistant"

@@ -129,6 +129,11 @@ class Passes:
         """Embeddings [n,C] of spans, and which of them are placeholders, bool [n]."""
         embeddings, media = [], []
         for span in spans:
+            if span.piece.is_plain:
+                ids = torch.tensor(span.piece.ids[span.start : span.stop], device=self.device)
+                embeddings.append(self.thinker.embed(ids))
+                media.append(torch.zeros_like(ids, dtype=torch.bool))
+                continue
             ids, rows = span.piece.part(span.start, span.stop, self.thinker.config)
             ids = ids.to(self.device)
             audio, images, videos = rows

@@ -6,8 +6,9 @@ over, interrupted or truncated. Computes nothing with the network.
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -24,9 +25,11 @@ from thinktalk.media.tokenizer import Tokenizer
 from thinktalk.options import Settings
 from thinktalk.weights import Voice
 
+MS_PER_CODEC_ID = 20
 CHARS_PER_SECOND = 15.0  # of speech, until a reply's own pace is known
 JUDGED_IDS = 4  # the first ids of a reply tell how complete the question was
 SAMPLES_PER_MS = 24
+SAMPLES_PER_S = 1000 * SAMPLES_PER_MS
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,8 @@ class Request:
 
 
 class Replies:
-    """hold: while it is a list, a reply's events are kept there, not sent: it is only tried."""
+    """hold: while it is a list, a reply's events are kept there, not sent: it is only tried.
+    last: the reply that was over last, whose sound may still play."""
 
     def __init__(
         self,
@@ -71,6 +75,7 @@ class Replies:
         received."""
         self.session, self.kit, self.memory = session, kit, memory
         self.current: Reply | None = None
+        self.last: Reply | None = None
         self.wanted: deque[tuple[Request, Settings]] = deque()
         self.hold: list[tuple[type[api.Event], dict[str, Any]]] | None = None
         self.count = 0
@@ -96,6 +101,7 @@ class Replies:
         self.memory.insert(item)
         self.memory.barrier = header
         self.memory.sync()
+        ahead = takewhile(lambda piece: piece is not header, self.memory.queue)
         said = None if request.said is None else tuple(kit.tokenizer.encode(request.said))
         longest = request.max_text_tokens or settings.max_text_tokens
         self.current = Reply(
@@ -108,11 +114,12 @@ class Replies:
             max_text_tokens=longest if said is None else len(said) + 1,
             max_codec_ids=request.max_codec_ids or settings.max_codec_ids,
             said=said,
+            num_uncached=sum(len(p.ids) for p in (*ahead, header)) - self.memory.done,
         )
         self.count += 1
         self._of_reply(api.ResponseStarted, response=request.response, item=item.id)
 
-    def begin_thinking(self, *, rows_at_commit: int) -> None:
+    def begin_thinking(self) -> None:
         """The prompt is in both caches: fixes where the reply stands."""
         reply, memory = self._reply, self.memory
         config = self.kit.config.thinker_config
@@ -128,7 +135,7 @@ class Replies:
             input_text=len(ids) - audio - image - video,
             input_audio=audio,
             input_image=image + video,
-            cached=max(0, len(ids) - rows_at_commit),
+            cached=max(0, len(ids) - reply.num_uncached),
         )
 
     def text_chosen(self, token: int, log_probability: float) -> None:
@@ -161,15 +168,15 @@ class Replies:
         reply, memory = self._reply, self.memory
         item = reply.item
         memory.keep_reply(reply)
-        composer = self.kit.composer()
-        composer.piece.ids += reply.text_ids[len(reply.rows) :]  # known, but not in the caches
-        composer.end()
-        item.pieces.append(composer.take() or Piece([]))
+        # what is known, but not in the caches
+        item.pieces.append(self._closing(reply.text_ids[len(reply.rows) :]))
         item.text, item.text_ids = reply.text, tuple(reply.text_ids)
-        item.audio_ms = reply.num_samples // SAMPLES_PER_MS
-        item.speech_complete = reply.codec_done
-        reply.ended = True
+        item.audio_ms, item.was_spoken = reply.num_samples // SAMPLES_PER_MS, reply.speak
+        if reply.codec_done and not reply.limited:
+            item.speech_ms = len(reply.codec_ids) * MS_PER_CODEC_ID
+        reply.ended, reply.rows = True, []
         self.current, memory.barrier = None, None
+        self.last = reply if reply.speak else None
         memory.sync()
         if status == "completed":
             for call in parse_tool_calls(reply.text):
@@ -199,44 +206,70 @@ class Replies:
 
     # ---- from an interruption to what was heard
 
+    @property
+    def is_heard(self) -> bool:
+        """A reply is in progress, or its sound still plays."""
+        last = self.last
+        if self.current is not None or last is None or last.heard_from_s is None:
+            return self.current is not None
+        return last.heard_from_s + last.num_samples / SAMPLES_PER_S > self._clock()
+
     def interrupt(self, reason: api.Reason) -> None:
         """Stops the reply; the conversation ends it where the user can have heard it to. The
         caller has begun a new generation."""
-        reply, item = self._reply, self._reply.item
-        reply.num_samples -= self._purge(reply.response)
         self.wanted.clear()
-        self.finish("cancelled", reason)
-        if not reply.settings.speak:
+        if self.current is not None:
+            self.current.num_samples -= self._purge(self.current.response)
+            self.finish("cancelled", reason)
+        elif self.last is not None:
+            self.last.num_samples -= self._purge(self.last.response)
+            self.last.item.audio_ms = self.last.num_samples // SAMPLES_PER_MS
+        reply, self.last = self.last, None
+        if reply is None or reply.item not in self.memory.items:
             return
-        heard_ms = item.audio_ms
+        heard_ms = reply.item.audio_ms
         if reply.settings.turn_detection is not None:
-            since = self._clock() - (reply.heard_from_s or self._clock())
-            heard_ms = min(heard_ms, round(1000 * since))
-        self.truncate(item, heard_ms)
+            now_s = self._clock()
+            since_s = 0.0 if reply.heard_from_s is None else now_s - reply.heard_from_s
+            heard_ms = min(heard_ms, round(1000 * since_s))
+        self.truncate(reply.item, heard_ms)
+        self.memory.sync()
 
     def drop(self) -> None:
-        """Throws the reply away without trace."""
+        """Throws a reply that was only tried away, without trace."""
         if self.current is not None:
             self.memory.abandon_reply()
             self.current.ended = True
-            self.current = None
-        self.memory.barrier = None
+        elif self.last is not None and self.last.heard_from_s is None:
+            self.last = None
+        self.current, self.memory.barrier, self.hold = None, None, None
+        self.count -= 1
+
+    def abandon(self) -> None:
+        """Stops the reply without a word, in a conversation that ends."""
+        self.wanted.clear()
+        if self.current is not None:
+            self.memory.abandon_reply()
+            self.current.ended = True
+        self.current = self.last = self.hold = None
 
     def truncate(self, item: Item, audio_ms: int) -> None:
-        """Lets the conversation end a reply where so much of its sound had been heard."""
+        """Lets the conversation end a reply where so much of its sound had been heard; the memory
+        must follow."""
         tokenizer = self.kit.tokenizer
         texts = [tokenizer.token_bytes(token) for token in item.text_ids]
         count = heard_tokens(item, audio_ms, texts=texts, chars_per_second=CHARS_PER_SECOND)
-        composer = self.kit.composer()
-        composer.piece.ids += item.text_ids[:count]
-        composer.end()
-        piece = composer.take()
-        assert piece is not None
+        piece = self._closing(item.text_ids[:count])
         if [i for p in item.pieces[1:] for i in p.ids] != piece.ids:
             item.pieces[1:] = [piece]
-            self.memory.sync()
         text = b"".join(texts[:count]).decode("utf-8", "ignore")
         self.tell(api.Truncated, item=item.id, audio_ms=audio_ms, text=text)
+
+    def _closing(self, ids: Sequence[int]) -> Piece:
+        """The last words of a reply, and its end."""
+        composer = self.kit.composer()
+        composer.end()
+        return Piece([*ids, *composer.piece.ids], is_plain=True)
 
     # ---- events
 
@@ -248,11 +281,9 @@ class Replies:
         held, self.hold = self.hold or [], None
         for event, fields in held:
             self.tell(event, **fields)
-        reply = self.current
-        if reply is not None and reply.num_samples:
+        reply = self.current or self.last
+        if reply is not None and reply.num_samples and reply.heard_from_s is None:
             reply.heard_from_s = self._clock()
-        if reply is None and self.wanted:
-            self._begin(*self.wanted.popleft())
 
     def _of_reply(self, event: type[api.Event], **fields: Any) -> None:
         if self.hold is not None:

@@ -106,7 +106,7 @@ def ahead_s(conversation: Conversation) -> float:
 
 def by_urgency(conversations: Sequence[Conversation]) -> list[Conversation]:
     """Those first whose user waits for a reply."""
-    return sorted(conversations, key=lambda c: (c.background, not _is_awaited(c)))
+    return sorted(conversations, key=lambda c: (c.owner is not None, not _is_awaited(c)))
 
 
 def _is_awaited(conversation: Conversation) -> bool:

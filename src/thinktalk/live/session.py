@@ -27,7 +27,7 @@ from thinktalk.media.video import video_size
 from thinktalk.options import Settings
 
 if TYPE_CHECKING:
-    from thinktalk.live.engine import Engine
+    from thinktalk.live.sessions import Sessions
 
 MAX_WAITING_COMMANDS = 20_000  # of one session; more means that the engine cannot keep up
 MAX_WAITING_EVENTS = 20_000  # of one session; a reply waits while nobody takes its events
@@ -80,12 +80,14 @@ class Waiting:
 
     run: Callable[[Conversation, Any], None]
     media: Future | None = None
+    even_if_closed: bool = False  # done even if the session is closed before its turn comes
+    dropped: Callable[[], object] | None = None  # called if it will never be done
 
 
 class LiveSession:
     """See api.Session, which this implements."""
 
-    def __init__(self, name: str, settings: Settings, engine: "Engine", outbox: Outbox):
+    def __init__(self, name: str, settings: Settings, engine: "Sessions", outbox: Outbox):
         self._id, self._engine, self.outbox = name, engine, outbox
         self.current_settings = settings
         self.inbox: deque[Waiting] = deque()
@@ -103,7 +105,8 @@ class LiveSession:
     # ---- what is pushed
 
     def push_audio(self, samples: NDArray[Any] | bytes, *, sample_rate: int = 24_000) -> None:
-        sound = samples if isinstance(samples, bytes) else np.array(samples)  # a copy: it waits
+        is_pcm = isinstance(samples, bytes | bytearray | memoryview)
+        sound = bytes(samples) if is_pcm else np.array(samples)  # a copy: it waits
         self.post(lambda c: c.hear(sound, sample_rate))
 
     def push_image(self, image: Any, *, time_s: float | None = None) -> None:
@@ -180,7 +183,7 @@ class LiveSession:
         return self.respond(text=text)
 
     def transcribe(self, item: str) -> None:
-        self.post(lambda c: self._engine.transcribe(self, c, item))
+        self.post(lambda c: self._engine.transcribe(c, item))
 
     def cancel(self) -> None:
         self.post(lambda c: c.cancel())
@@ -198,16 +201,28 @@ class LiveSession:
         return self._engine.fork(self)
 
     def save(self, path: str | Path) -> None:
-        self.post(lambda c: self._engine.save(c, Path(path)))
+        folder = Path(path)
+        self.post(lambda c: self._engine.save(c, folder), even_if_closed=True)
 
     def close(self) -> None:
         with self._lock:
             if self._is_closed:
                 return
             self._is_closed = True
-            self.inbox.clear()
+            for waiting in list(self.inbox):
+                if not waiting.even_if_closed:
+                    self.inbox.remove(waiting)
             self.inbox.append(Waiting(lambda c, _: self._engine.end(self)))
         self._engine.wake()
+
+    def shut(self) -> None:
+        """Takes no more commands; for the engine, where a session ends on its own."""
+        with self._lock:
+            self._is_closed = True
+            for waiting in self.inbox:
+                if waiting.dropped is not None:
+                    waiting.dropped()
+            self.inbox.clear()
 
     def events(self, *, timeout_s: float | None = None) -> Iterator[api.Event]:
         while (event := self._next(timeout_s)) is not None:
@@ -229,23 +244,33 @@ class LiveSession:
                 time.sleep(0.001)  # a file is being read
         return event
 
-    def post(self, command: Command) -> None:
-        self._put(Waiting(lambda c, _: command(c)))
+    def post(
+        self,
+        command: Command,
+        *,
+        even_if_closed: bool = False,
+        dropped: Callable[[], object] | None = None,
+    ) -> None:
+        """Has a command carried out in its turn; dropped: called if it will never be."""
+        waiting = Waiting(lambda c, _: command(c), None, even_if_closed, dropped)
+        self._put(lambda: waiting)
 
     def _post_media(
         self, load: Callable[[], Any], run: Callable[[Conversation, Any], None]
     ) -> None:
-        self._put(Waiting(run, self._engine.in_worker(load)))
+        self._put(lambda: Waiting(run, self._engine.in_worker(load)))
 
-    def _put(self, waiting: Waiting) -> None:
+    def _put(self, make: Callable[[], Waiting]) -> None:
         with self._lock:
             if self._is_closed:
                 raise api.SessionClosedError(f"{self.id} is closed; open a new session")
-            if len(self.inbox) >= MAX_WAITING_COMMANDS:
+            if len(self.inbox) < MAX_WAITING_COMMANDS:
+                self.inbox.append(make())
+            else:
+                conversation = self._engine.conversations.get(self.id)
+                generation = conversation.replies.generation if conversation else 0
                 message = "the engine cannot keep up with this session; what was pushed is lost"
-                self.outbox.put(api.Failed(self.id, 0, "overloaded", message))
-                return
-            self.inbox.append(waiting)
+                self.outbox.put(api.Failed(self.id, generation, "overloaded", message))
         self._engine.wake()
 
 

@@ -4,9 +4,9 @@
 `intake`, in the order in which each session asked for it.
 """
 
+import logging
 import threading
 import uuid
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import fields, replace
@@ -15,9 +15,10 @@ from typing import Any
 
 from thinktalk.live import api, store
 from thinktalk.live.blocks import BlockPool
-from thinktalk.live.conversation import Conversation
+from thinktalk.live.conversation import KEPT_SHARE, Conversation
 from thinktalk.live.history import Item, Piece
 from thinktalk.live.memory import Memory
+from thinktalk.live.prefixes import Prefixes
 from thinktalk.live.replies import Kit, Request
 from thinktalk.live.session import LiveSession, Outbox, Waiting
 from thinktalk.media.chat import DEFAULT_SYSTEM_PROMPT, SPEECH_SYSTEM_PROMPT, render
@@ -28,7 +29,6 @@ from thinktalk.media.tokenizer import Tokenizer
 from thinktalk.options import Settings
 from thinktalk.weights import LoadedModel
 
-MAX_PREFIXES = 16  # system prompts whose caches are kept for new sessions
 MEDIA_WORKERS = 4
 COMMANDS_PER_TICK = 64  # of one session
 # system prompt and request with which the official models write down what they hear
@@ -36,6 +36,8 @@ TRANSCRIPTION = (
     "You are a speech recognition model.",
     "Transcribe the English audio into text without any punctuation marks.",
 )
+
+log = logging.getLogger(__name__)
 
 
 class Sessions:
@@ -61,13 +63,26 @@ class Sessions:
             new_id=lambda kind: f"{kind}_{uuid.uuid4().hex[:20]}",
         )
         self.sessions: dict[str, LiveSession] = {}
-        self.conversations: dict[str, Conversation] = {}  # transcriptions too
-        self._prefixes: OrderedDict[tuple[Any, ...], Memory] = OrderedDict()
+        self.conversations: dict[str, Conversation] = {}  # transcriptions, too
+        self.is_closed = False
+        self.prefixes = Prefixes()
         self._workers = ThreadPoolExecutor(MEDIA_WORKERS, thread_name_prefix="thinktalk-media")
         self._lock = threading.Lock()
 
+    # what the engine does for its sessions
+
     def wake(self) -> None:
         """Tells the engine's thread that there is something to do."""
+        raise NotImplementedError
+
+    def step(self) -> bool:
+        raise NotImplementedError
+
+    @property
+    def has_thread(self) -> bool:
+        raise NotImplementedError
+
+    # ---- the model
 
     @property
     def voices(self) -> Sequence[str]:
@@ -84,7 +99,7 @@ class Sessions:
         settings = self._checked(settings or Settings(), changes)
         session, conversation = self._new(settings)
         conversation.memory.items.append(Item("system", "system", [self.system_piece(settings)]))
-        self._register(session, conversation, lambda c: self._adopt_prefix(c))
+        self._register(session, conversation, lambda c: self.prefixes.adopt(c.memory))
         return session
 
     def resume(self, path: str | Path) -> LiveSession:
@@ -100,11 +115,18 @@ class Sessions:
         done: Future[None] = Future()
 
         def make(parent: Conversation) -> None:
-            parent.fork_into(conversation)
-            done.set_result(None)
+            try:
+                if conversation.session in self.conversations:
+                    store.fork(parent, conversation)
+            finally:
+                done.set_result(None)
 
         self._register(twin, conversation, lambda _: None, after=done)
-        session.post(make)
+        try:
+            session.post(make, even_if_closed=True, dropped=done.cancel)
+        except api.SessionClosedError:
+            self._forget(twin)
+            raise
         return twin
 
     def in_worker(self, work: Callable[[], Any]) -> Future[Any]:
@@ -128,7 +150,15 @@ class Sessions:
             system = SPEECH_SYSTEM_PROMPT if settings.speak else DEFAULT_SYSTEM_PROMPT
         messages = [{"role": "system", "content": system}]
         rendered = render(messages, tools=settings.tools or None, reply=False)
-        return Piece.of(self.assemble(rendered, settings))
+        piece = Piece.of(self.assemble(rendered, settings))
+        context = self.kit.config.thinker_config.text_config.max_position_embeddings
+        longest = int(KEPT_SHARE * context)
+        if len(piece.ids) > longest:
+            raise ValueError(
+                f"the system prompt and tools have {len(piece.ids)} tokens; at most {longest} of "
+                f"the {context} of the context are left to them: shorten them"
+            )
+        return piece
 
     def close_workers(self) -> None:
         self._workers.shutdown(wait=False, cancel_futures=True)
@@ -136,7 +166,8 @@ class Sessions:
     # ---- on the engine's thread
 
     def intake(self) -> bool:
-        """Carries out what the callers asked for, as far as their media have been read."""
+        """Carries out what the callers asked for, as far as their media have been read. What goes
+        wrong with one session's commands ends that session and no other."""
         worked = False
         for name, session in list(self.sessions.items()):
             for _ in range(COMMANDS_PER_TICK):
@@ -146,46 +177,31 @@ class Sessions:
                 media = session.inbox[0].media
                 if media is not None and not media.done():
                     break
-                _carry_out(session.inbox.popleft(), conversation)
                 worked = True
+                try:
+                    _carry_out(session.inbox.popleft(), conversation)
+                except Exception as error:  # the edge of the command
+                    log.exception("a command of %s failed", name)
+                    self.abort(conversation, f"this session failed: {error}")
         return worked
 
     def active(self) -> list[Conversation]:
         """Conversations whose events somebody takes."""
-        full = {name for name, session in self.sessions.items() if session.outbox.is_full}
-        return [c for name, c in self.conversations.items() if name not in full]
+        sessions, conversations = list(self.sessions.items()), list(self.conversations.items())
+        full = {name for name, session in sessions if session.outbox.is_full}
+        return [c for name, c in conversations if name not in full]
 
-    def keep_prefixes(self, conversations: Sequence[Conversation]) -> None:
-        """Keeps the caches of system prompts, for sessions that will begin alike."""
-        for conversation in conversations:
-            memory = conversation.memory
-            if len(memory.past) == 1 and not memory.to_tell and not memory.done:
-                key = _prefix_key(memory)
-                if key not in self._prefixes:
-                    twin = memory.fork()
-                    twin.items = twin.items[:1]
-                    twin.queue.clear()
-                    self._prefixes[key] = twin
-                    if len(self._prefixes) > MAX_PREFIXES:
-                        self.drop_prefix()
-
-    def drop_prefix(self) -> bool:
-        """Frees the blocks of the prefix that was used longest ago; False if there is none."""
-        if not self._prefixes:
-            return False
-        _, memory = self._prefixes.popitem(last=False)
-        memory.release()
-        return True
-
-    def transcribe(self, session: LiveSession, conversation: Conversation, item_id: str) -> None:
+    def transcribe(self, conversation: Conversation, item_id: str) -> None:
         """A second, silent conversation in which the model writes down what it heard."""
         item = next((i for i in conversation.memory.items if i.id == item_id), None)
         audio = self.kit.config.thinker_config.audio_token_index
-        if item is None or not any(audio in piece.ids for piece in item.pieces):
-            return conversation.fail("item_not_found", f"{item_id} is no item with sound")
+        heard = item is not None and item.role == "user" and not item.is_open
+        if item is None or not heard or not any(audio in piece.ids for piece in item.pieces):
+            message = f"{item_id} is no finished item with sound"
+            return conversation.fail("item_not_found", message, param="item_id")
         system, request = self.transcription
         settings = Settings(speak=False, system=system, max_text_tokens=512)
-        _, child = self._new(settings, background=True)
+        _, child = self._new(settings, owner=conversation.session)
 
         def forward(event: api.Event) -> None:
             tell = conversation.replies.tell
@@ -193,14 +209,15 @@ class Sessions:
                 tell(api.InputTranscript, item=item_id, text=event.text)
             elif isinstance(event, api.ResponseDone):
                 tell(api.InputTranscript, item=item_id, text=event.text, done=True)
-                self.conversations.pop(child.session, None)
-                child.memory.release()
+                self._drop(child)
+            elif isinstance(event, api.Failed):
+                conversation.fail("transcription_failed", event.message, param="item_id")
 
         child.replies.send = forward
         child.memory.items.append(Item("system", "system", [self.system_piece(settings)]))
         child.memory.items.append(Item(item.id, "user", self._asked_again(item, request)))
         self.conversations[child.session] = child
-        self._adopt_prefix(child)
+        self.prefixes.adopt(child.memory)
         child.respond(Request(self.kit.new_id("resp")))
 
     def update(
@@ -213,7 +230,7 @@ class Sessions:
                 raise ValueError("speak is fixed while a session lives; open another session")
             same = (settings.system, settings.tools) == (before.system, before.tools)
             system = None if same else self.system_piece(settings)
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             return conversation.fail("invalid_value", str(error), param=next(iter(changes), None))
         session.current_settings = settings
         conversation.update(settings, system)
@@ -226,27 +243,34 @@ class Sessions:
         conversation.replies.tell(api.Saved, path=str(path))
 
     def end(self, session: LiveSession) -> None:
-        conversation = self.conversations.pop(session.id, None)
-        with self._lock:
-            self.sessions.pop(session.id, None)
+        session.shut()
+        conversation = self._forget(session)
         if conversation is None:
             return
         conversation.forget_early()
         if conversation.replies.current is not None:
             conversation.replies.generation += 1
             conversation.replies.interrupt("closed")
-        conversation.memory.release()
+        self._drop(conversation)
         conversation.replies.tell(api.Closed)
+
+    def abort(self, conversation: Conversation, message: str) -> None:
+        """Ends a session, or gives up a transcription, that cannot go on."""
+        fatal = conversation.owner is None
+        conversation.replies.tell(api.Failed, code="server_error", message=message, fatal=fatal)
+        if conversation.session in self.sessions:
+            conversation.replies.abandon()
+            self.end(self.sessions[conversation.session])
+        else:
+            self._drop(conversation)
 
     def fail_all(self, message: str) -> None:
         """After an error in a batch nobody's caches can be trusted: all sessions end."""
-        for name, session in list(self.sessions.items()):
-            conversation = self.conversations[name]
-            conversation.replies.drop()
-            conversation.replies.tell(api.Failed, code="server_error", message=message, fatal=True)
-            session.inbox.clear()
-            self.end(session)
-        self.conversations.clear()
+        for conversation in list(self.conversations.values()):
+            if conversation.owner is None:
+                self.abort(conversation, message)
+        while self.prefixes.drop():
+            pass
 
     # ---- parts of that
 
@@ -264,7 +288,7 @@ class Sessions:
         return settings
 
     def _new(
-        self, settings: Settings, *, background: bool = False
+        self, settings: Settings, *, owner: str | None = None
     ) -> tuple[LiveSession, Conversation]:
         outbox, name = Outbox(), self.kit.new_id("sess")
         thinker, talker = self.memory_pools
@@ -280,7 +304,7 @@ class Sessions:
             memory=memory,
             send=outbox.put,
             purge=outbox.purge,
-            background=background,
+            owner=owner,
         )
         return LiveSession(name, settings, self, outbox), conversation
 
@@ -294,6 +318,8 @@ class Sessions:
     ) -> None:
         """Admits a session; `first` is done before its callers' commands, once `after` is done."""
         with self._lock:
+            if self.is_closed:
+                raise api.SessionClosedError("the engine is closed; make another one")
             if len(self.sessions) >= self.max_sessions:
                 raise api.EngineFullError(
                     f"the engine holds {self.max_sessions} sessions already; try again later"
@@ -303,14 +329,19 @@ class Sessions:
             self.sessions[session.id] = session
         self.wake()
 
-    def _adopt_prefix(self, conversation: Conversation) -> None:
-        """Takes the caches of a session that began alike, or computes them."""
-        memory = conversation.memory
-        known = self._prefixes.get(_prefix_key(memory))
-        if known is not None:
-            self._prefixes.move_to_end(_prefix_key(memory))
-            memory.adopt(known)
-        memory.sync()
+    def _forget(self, session: LiveSession) -> Conversation | None:
+        with self._lock:
+            self.sessions.pop(session.id, None)
+            return self.conversations.pop(session.id, None)
+
+    def _drop(self, conversation: Conversation) -> None:
+        """Frees a conversation's caches, and those of its transcriptions."""
+        self.conversations.pop(conversation.session, None)
+        conversation.memory.release()
+        for child in list(self.conversations.values()):
+            if child.owner == conversation.session:
+                child.replies.abandon()
+                self._drop(child)
 
     def _asked_again(self, item: Item, request: str) -> list[Piece]:
         """The pieces of a turn with a request at its end."""
@@ -329,14 +360,8 @@ def _carry_out(waiting: Waiting, conversation: Conversation) -> None:
     result = None
     if waiting.media is not None:
         error = waiting.media.exception()
-        if isinstance(error, ValueError):
-            return conversation.fail("invalid_media", str(error))
         if error is not None:
-            raise error
+            # of decoders and the network, too, which raise what they like
+            return conversation.fail("invalid_media", str(error) or type(error).__name__)
         result = waiting.media.result()
     waiting.run(conversation, result)
-
-
-def _prefix_key(memory: Memory) -> tuple[Any, ...]:
-    piece = memory.items[0].pieces[0]
-    return (memory.talker is not None, *piece.ids)

@@ -33,6 +33,7 @@ class Reply:
     max_text_tokens: int
     max_codec_ids: int
     said: tuple[int, ...] | None = None  # the ids to speak, where the caller gave the words
+    num_uncached: int = 0  # positions of the prompt that were not in the cache when it was wanted
     slot: int | None = None
 
     began: bool = False  # the prompt is in the caches:
@@ -95,7 +96,7 @@ class Reply:
         step = len(self.text_ids)
         self.text_ids.append(token)
         last = step + 1 == self.max_text_tokens
-        self.limited |= last and self.said is None
+        self.limited |= last and (self.said is None or step + 1 < len(self.said))
         self.sampled_all = last
         self.to_feed = token if step == 0 or not last else None
         return True

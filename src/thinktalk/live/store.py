@@ -1,4 +1,5 @@
-"""A conversation in a folder: session.json and cache.safetensors out, and back in any process.
+"""A conversation in a folder: session.json and cache.safetensors out, and back in any process; or
+in a twin of this process, which shares its blocks.
 
 The caches are saved as they are, so a resumed session goes on bit-equal, even in the middle of a
 turn. A reply in progress is not saved: wait for it or cancel it.
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from thinktalk.live.conversation import Conversation
-from thinktalk.live.history import Composer, Item, Mark, Piece, flat
+from thinktalk.live.history import Item, Mark, Piece, flat
 from thinktalk.live.listen import Listener
 from thinktalk.model.tmrope import Track
 from thinktalk.options import Sampling, SemanticVad, ServerVad, Settings
@@ -40,13 +41,12 @@ def write(conversation: Conversation, folder: Path, *, model: LoadedModel) -> No
     conversation.forget_early()
     if conversation.replies.current is not None:
         raise ValueError("a reply is in progress; wait for its end, or cancel it, and save then")
-    if conversation.later:
+    if conversation.draft.later:
         raise ValueError("something was pushed while sound was open; commit the turn and save then")
     memory = conversation.memory
     tensors: dict[str, Tensor] = {}
     pieces = list(flat(memory.items))
-    if conversation.turn is not None:
-        pieces.append(conversation.composer.piece)
+    pieces.append(conversation.draft.composer.piece)
     facts = {
         "format": FORMAT,
         "model": _fingerprint(model),
@@ -56,8 +56,8 @@ def write(conversation: Conversation, folder: Path, *, model: LoadedModel) -> No
         "num_past": len(memory.past),
         "tracks": [(mark.start, asdict(mark.track), mark.top) for mark in memory.past],
         "end": (memory.boundary, memory.done, asdict(memory.track), memory.top),
-        "talker_rows": memory.talker_row.length,
-        "composer": _composer_json(conversation),
+        "draft": _pack(conversation.draft.state(), "draft", tensors),
+        "sounding": conversation.sounding,
         "listener": _pack(conversation.listener.state(), "listener", tensors),
         "replies": conversation.replies.count,
     }
@@ -120,9 +120,18 @@ def restore(conversation: Conversation, saved: Saved) -> None:
         memory.hidden = tensors["hidden"].to(device)
     conversation.listener = Listener.from_state(_unpack(facts["listener"], tensors))
     conversation.replies.count = facts["replies"]
-    if facts["composer"] is not None:
-        conversation.turn = memory.items[-1]
-        conversation.composer = _composer_of(facts["composer"], conversation, next(rest))
+    conversation.draft.restore(_unpack(facts["draft"], tensors), next(rest))
+    conversation.sounding = facts["sounding"]
+
+
+def fork(conversation: Conversation, twin: Conversation) -> None:
+    """Gives a new conversation the past of one; a reply in progress stays behind."""
+    conversation.forget_early()
+    reply = conversation.replies.current
+    twin.memory.copy(conversation.memory, without=None if reply is None else reply.item)
+    twin.listener = Listener.from_state(conversation.listener.state())
+    twin.replies.count, twin.sounding = conversation.replies.count, conversation.sounding
+    twin.draft.copy(conversation.draft)
 
 
 # ---- parts
@@ -177,6 +186,7 @@ def _piece_json(piece: Piece, name: str, tensors: dict[str, Tensor]) -> dict[str
         "clips": piece.clips,
         "continues": piece.continues,
         "image_grids": piece.image_grids,
+        "is_plain": piece.is_plain,
         "has_features": piece.features is not None,
     }
 
@@ -199,26 +209,13 @@ def _piece_of(
         clips=[clip(value) for value in facts["clips"]],
         continues=facts["continues"] and clip(facts["continues"]),
         image_grids=[(grid[0], grid[1], grid[2]) for grid in facts["image_grids"]],
+        is_plain=facts["is_plain"],
     )
     if facts["has_features"]:
         found = [tensors.get(f"{name}.feature.{number}") for number in range(3)]
         moved = [None if values is None else values.to(device) for values in found]
         piece.features = moved[0], moved[1], moved[2]
     return piece
-
-
-def _composer_json(conversation: Conversation) -> dict[str, Any] | None:
-    if conversation.turn is None:
-        return None
-    return {"words": conversation.composer.words, "open": conversation.composer.open}
-
-
-def _composer_of(facts: Mapping[str, Any], conversation: Conversation, piece: Piece) -> Composer:
-    composer = conversation.kit.composer()
-    opened = facts["open"]
-    composer.words, composer.piece = facts["words"], piece
-    composer.open = tuple(opened) if isinstance(opened, list) else opened
-    return composer
 
 
 def _track(facts: Mapping[str, Any]) -> Track:
