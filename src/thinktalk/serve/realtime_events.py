@@ -39,6 +39,8 @@ class Translator:
         if event.generation < self.generation and isinstance(event, api.TextDelta | api.AudioDelta):
             return
         self.generation = max(self.generation, event.generation)
+        if not self.in_conversation and not isinstance(event, OF_REPLIES):
+            return
         if handler := HANDLERS.get(type(event)):
             handler(self, event)
 
@@ -157,14 +159,21 @@ class Translator:
         status = CALLER_MISTAKES.get(event.code, 500 if event.fatal else 400)
         error = ApiError(status, event.message, code=event.code, param=event.param)
         self.state.fail(error, self.state.asked.pop(kind, None))
-        if event.fatal:
+        if event.fatal and self.in_conversation:
             self.state.end(1011)
 
     def closed(self, _: api.Closed) -> None:
-        if self.in_conversation:
-            self.state.end(1001)
+        self.state.end(1001)
 
 
+OF_REPLIES = (
+    api.ResponseStarted,
+    api.TextDelta,
+    api.AudioDelta,
+    api.ToolCall,
+    api.ResponseDone,
+    api.Failed,
+)
 HANDLERS: Mapping[type[api.Event], Callable[[Translator, Any], None]] = {
     api.SpeechStarted: Translator.speech_started,
     api.SpeechStopped: Translator.speech_stopped,

@@ -1,0 +1,47 @@
+"""What the scripted engine's replies are made of."""
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Say:
+    text: str
+
+
+@dataclass(frozen=True)
+class Sing:
+    """Sound of a reply: a tone of so many milliseconds."""
+
+    ms: int
+
+
+@dataclass(frozen=True)
+class Call:
+    name: str
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Goes on when the test sets the event."""
+
+    event: threading.Event
+
+
+@dataclass(frozen=True)
+class Break:
+    """The session dies."""
+
+
+Step = Say | Sing | Call | Wait | Break
+HELLO: tuple[Step, ...] = (Say("hello "), Sing(200), Say("there."), Sing(200))
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Waits for something that happens in another thread."""
+    while not condition():
+        time.sleep(0.002)
