@@ -110,7 +110,10 @@ class Activation(nn.Module):
         self.act = SnakeScales(channels)
 
     def forward(self, x: Tensor, bands: "Bands") -> Tensor:
-        return _AntiAliasedSnake.apply(x, self.act.alpha, self.act.beta, *bands)  # pyright: ignore
+        inputs = x, self.act.alpha, self.act.beta, *bands
+        if torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type):
+            return _AntiAliasedSnake.apply(*inputs)  # pyright: ignore[reportReturnType]
+        return _anti_aliased_snake(*inputs)
 
 
 class SnakeScales(nn.Module):
@@ -122,28 +125,30 @@ class SnakeScales(nn.Module):
         self.beta = nn.Parameter(torch.zeros(channels))
 
 
-# The filters are banded matrix products over blocks of samples: [..., BLOCK + 2 HALO] samples ->
-# [..., 2 BLOCK + 2 HALO] at twice the rate -> [..., BLOCK]. The halo is recomputed by both
-# neighbours; that costs less than to move the doubled signal once more.
+# The filters are banded matrix products over blocks of samples, each with what it needs of its
+# neighbours: [..., BLOCK + 2 UP_HALO] samples -> 2 BLOCK values at twice the rate, and
+# [..., 2 BLOCK + 2 DOWN_HALO] of those -> BLOCK.
 TAPS = 12
-BLOCK = 16  # samples; measured: 16 beats 11, 19, 27, 32, 48 and 64 on one core with AVX-512
-HALO = 5  # samples that a block needs from each neighbour; as many positions at twice the rate
+BLOCK = 16  # samples; measured: 16 beats 8, 12, 24 and 32 on one core with AVX-512
+UP_HALO = 3  # samples of each neighbour that the doubled signal of a block is made of
+DOWN_HALO = 5  # positions at twice the rate
+HALO = 5  # samples on each side that one sample of an activation's output depends on
 
 
 class Bands(NamedTuple):
-    up: Tensor  # [BLOCK + 2 HALO, 2 BLOCK + 2 HALO]
-    down: Tensor  # [2 BLOCK + 2 HALO, BLOCK]
+    up: Tensor  # [BLOCK + 2 UP_HALO, 2 BLOCK]
+    down: Tensor  # [2 BLOCK + 2 DOWN_HALO, BLOCK]
 
 
 def resampling_bands() -> Bands:
     taps = low_pass_taps()
-    wide, doubled = BLOCK + 2 * HALO, 2 * BLOCK + 2 * HALO
 
     def tap(index: int) -> float:
         return taps[index] if 0 <= index < TAPS else 0.0
 
-    up = [[2 * tap(m - 2 * n + 2 * HALO) for m in range(doubled)] for n in range(wide)]
-    down = [[tap(m - 2 * n) for n in range(BLOCK)] for m in range(doubled)]
+    samples, doubled = range(-UP_HALO, BLOCK + UP_HALO), range(2 * BLOCK + 2 * DOWN_HALO)
+    up = [[2 * tap(m - 2 * n + TAPS // 2 - 1) for m in range(2 * BLOCK)] for n in samples]
+    down = [[tap(m - 2 * n) for n in range(BLOCK)] for m in doubled]
     return Bands(torch.tensor(up), torch.tensor(down))
 
 
@@ -161,94 +166,89 @@ def low_pass_taps(cutoff: float = 0.25, half_width: float = 0.3) -> list[float]:
     return [tap / sum(taps) for tap in taps]
 
 
-class _AntiAliasedSnake(torch.autograd.Function):
-    """x [B,C,T], alpha and beta [C], the two bands -> [B,C,T].
+def _anti_aliased_snake(x: Tensor, alpha: Tensor, beta: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """x [B,C,T], alpha and beta [C], the two bands -> [B,C,T]."""
+    u = _doubled(x, up.to(x.dtype))
+    rate, height, _ = _rate_height(alpha, beta, x.dtype)
+    sine2 = (u * rate).sin_()
+    sine2.mul_(sine2)
+    return _halved(sine2.mul_(height).add_(u), down.to(x.dtype))
 
-    A hand-written backward, because the chain of elementwise operations at twice the rate is what
-    the vocoder spends its time on.
-    """
+
+class _AntiAliasedSnake(torch.autograd.Function):
+    """The same with a backward, written by hand because the chain of elementwise operations at
+    twice the rate is what the vocoder spends its time on."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, alpha: Tensor, beta: Tensor, up: Tensor, down: Tensor):
         with torch.autocast(x.device.type, enabled=False):
             up, down = up.to(x.dtype), down.to(x.dtype)
-            u = _blocks(x) @ up  # [B,C,N,2*BLOCK+2*HALO]
-            _repeat_ends(u, x.shape[-1])
+            u = _doubled(x, up)
             rate, height, _ = _rate_height(alpha, beta, x.dtype)
             sine2 = (u * rate).sin_()
             sine2.mul_(sine2)
             ctx.save_for_backward(u, sine2, alpha, beta, up, down)
-            return (torch.addcmul(u, sine2, height) @ down).flatten(2)[..., : x.shape[-1]]
+            return _halved(torch.addcmul(u, sine2, height), down)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         u, sine2, alpha, beta, up, down = ctx.saved_tensors
-        length = grad.shape[-1]
-        blocks = u.shape[2]
         rate, height, height_slope = _rate_height(alpha, beta, u.dtype)
-        g = F.pad(grad, (0, blocks * BLOCK - length)).unflatten(-1, (blocks, BLOCK)) @ down.mT
+        g = _overlap_add(_blocks(grad, BLOCK) @ down.mT, DOWN_HALO, length=u.shape[-1])
         slope = (u * (2 * rate)).sin_().mul_(g)  # d sin^2(v) = sin(2v) dv
-        alpha_grad = (slope * u).sum((0, 2, 3)) * (rate * height).flatten()
-        beta_grad = (g * sine2).sum((0, 2, 3)) * height_slope.flatten()
+        alpha_grad = (slope * u).sum((0, 2)) * (rate * height).flatten()
+        beta_grad = (g * sine2).sum((0, 2)) * height_slope.flatten()
         g.addcmul_(slope, rate * height)
-        _fold_ends(g, length)
-        return _overlap_add(g @ up.mT, length), alpha_grad, beta_grad, None, None
+        x_grad = _overlap_add(_blocks(g, 2 * BLOCK) @ up.mT, UP_HALO, length=grad.shape[-1])
+        return x_grad, alpha_grad, beta_grad, None, None
+
+
+def _doubled(x: Tensor, up: Tensor) -> Tensor:
+    """[B,C,T] -> [B,C,2T], low-passed."""
+    return (_windows(x, UP_HALO, step=BLOCK) @ up).flatten(2)[..., : 2 * x.shape[-1]]
+
+
+def _halved(u: Tensor, down: Tensor) -> Tensor:
+    """[B,C,2T] -> [B,C,T], low-passed."""
+    return (_windows(u, DOWN_HALO, step=2 * BLOCK) @ down).flatten(2)[..., : u.shape[-1] // 2]
 
 
 def _rate_height(alpha: Tensor, beta: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """e^alpha, 1/e^beta and the latter's derivative to beta, each [C,1,1]."""
+    """e^alpha, 1/e^beta and the latter's derivative to beta, each [C,1]."""
     scale = beta.exp()
     height = 1 / (scale + 1e-9)
     values = alpha.exp(), height, -scale * height.square()
-    first, second, third = (value.to(dtype)[:, None, None] for value in values)
+    first, second, third = (value.to(dtype)[:, None] for value in values)
     return first, second, third
 
 
-def _blocks(x: Tensor) -> Tensor:
-    """[B,C,T] -> [B,C,N,BLOCK+2*HALO]: blocks with their neighbours' samples, ends repeated."""
+def _blocks(x: Tensor, size: int) -> Tensor:
+    """[B,C,T] -> [B,C,N,size], zeros behind the end."""
+    return F.pad(x, (0, -x.shape[-1] % size)).unflatten(-1, (-1, size))
+
+
+def _windows(x: Tensor, halo: int, *, step: int) -> Tensor:
+    """[B,C,T] -> [B,C,N,step+2*halo]: blocks with their neighbours' values, ends repeated."""
     rows, channels, length = x.shape
-    padded = x.new_empty(rows, channels, -(-length // BLOCK) * BLOCK + 2 * HALO)
-    padded[..., :HALO] = x[..., :1]
-    padded[..., HALO : HALO + length] = x
-    padded[..., HALO + length :] = x[..., -1:]
-    return padded.unfold(-1, BLOCK + 2 * HALO, BLOCK).contiguous()
+    padded = x.new_empty(rows, channels, -(-length // step) * step + 2 * halo)
+    padded[..., :halo] = x[..., :1]
+    padded[..., halo : halo + length] = x
+    padded[..., halo + length :] = x[..., -1:]
+    return padded.unfold(-1, step + 2 * halo, step).contiguous()
 
 
-def _overlap_add(g: Tensor, length: int) -> Tensor:
-    """The transpose of `_blocks`: [B,C,N,BLOCK+2*HALO] -> [B,C,length]."""
-    rows, channels, blocks, _ = g.shape
-    x = g.new_zeros(rows, channels, blocks + 1, BLOCK)
-    x[:, :, :-1] = g[..., :BLOCK]
-    x[:, :, 1:, : 2 * HALO] += g[..., BLOCK:]
+def _overlap_add(g: Tensor, halo: int, *, length: int) -> Tensor:
+    """The transpose of `_windows`: [B,C,N,step+2*halo] -> [B,C,length]."""
+    rows, channels, blocks, width = g.shape
+    step = width - 2 * halo
+    x = g.new_zeros(rows, channels, blocks + 1, step)
+    x[:, :, :-1] = g[..., :step]
+    x[:, :, 1:, : 2 * halo] += g[..., step:]
     x = x.flatten(2)
-    out = x[..., HALO : HALO + length].contiguous()
-    out[..., 0] += x[..., :HALO].sum(-1)
-    out[..., -1] += x[..., HALO + length :].sum(-1)
+    out = x[..., halo : halo + length].contiguous()
+    out[..., 0] += x[..., :halo].sum(-1)
+    out[..., -1] += x[..., halo + length :].sum(-1)
     return out
-
-
-def _repeat_ends(u: Tensor, length: int) -> None:
-    """In place: the doubled signal repeats its own first and last value beyond the clip."""
-    for block, start, last in _right_ends(u, length):
-        u[:, :, block, start:] = u[:, :, -1, last : last + 1]
-    u[:, :, 0, :HALO] = u[:, :, 0, HALO : HALO + 1]
-
-
-def _fold_ends(g: Tensor, length: int) -> None:
-    """The transpose of `_repeat_ends`, in place."""
-    g[:, :, 0, HALO] += g[:, :, 0, :HALO].sum(-1)
-    g[:, :, 0, :HALO] = 0
-    for block, start, last in _right_ends(g, length):
-        g[:, :, -1, last] += g[:, :, block, start:].sum(-1)
-        g[:, :, block, start:] = 0
-
-
-def _right_ends(u: Tensor, length: int) -> list[tuple[int, int, int]]:
-    """(block, its first position beyond the clip, the clip's last position in the last block)."""
-    blocks, doubled = u.shape[2:]
-    starts = {block: 2 * (length - block * BLOCK) + HALO for block in range(blocks)[-2:]}
-    last = starts[blocks - 1] - 1
-    return [(block, start, last) for block, start in starts.items() if start < doubled]
 
 
 def _bessel_i0(x: float) -> float:
