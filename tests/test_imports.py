@@ -39,9 +39,10 @@ TABLE = {
     "adapters": ("adapters", "config model", ""),
     "weights": ("weights", "config model quantize adapters", ""),
     "playroom": (
-        "playroom.__init__ playroom.words playroom.sentences playroom.speech playroom.scenes"
-        " playroom.talk playroom.dataset",
-        "config media",
+        "playroom.__init__ playroom.words playroom.sentences playroom.speech playroom.talk"
+        " playroom.scenes playroom.writing playroom.sounds playroom.films playroom.senses"
+        " playroom.cases playroom.dataset",
+        "config options media",
         "torch",
     ),
     "generate": ("generate", GENERATE, ""),
@@ -54,7 +55,9 @@ TABLE = {
         "",
     ),
     "train": (
-        "train.__init__ train.trainer train.data train.losses train.stages train.voice"
+        "train.__init__ train.trainer train.schemas train.rows train.shards train.features"
+        " train.lengths train.parts train.codes train.examples train.packing train.survey"
+        " train.data train.losses train.stages train.voice"
         " train.checkpoint train.command train.recipe train.speech train.streams train.vocabulary"
         " train.assemble train.conversations train.talker train.thinker train.align train.plot",
         GENERATE + " generate playroom parallel adapters eval.metrics",
@@ -69,7 +72,7 @@ TABLE = {
     "bench": (
         "bench.__init__ bench.plan bench.run bench.calls bench.player bench.question"
         " bench.random_model bench.watch bench.meter bench.turn_end bench.stages bench.pairs"
-        " bench.peer bench.tables",
+        " bench.peer bench.reference bench.tables",
         GENERATE + " generate playroom parallel adapters quantize live live.api eval"
         " eval.metrics export",
         "",
