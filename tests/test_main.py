@@ -21,14 +21,14 @@ from thinktalk import terminal
 from thinktalk.__main__ import main
 from thinktalk.eval import run as eval_run
 from thinktalk.media.chat import SPEECH_SYSTEM_PROMPT
-from thinktalk.train import assemble, plot, recipe
+from thinktalk.train import assemble, command, plot, recipe
 
 ROOT = Path(__file__).parents[1]
 QUESTION = str(ROOT / "examples" / "question.wav")
 SHORT = ("--max-text-tokens", "4", "--max-codec-ids", "3")
 
 
-@pytest.mark.parametrize("command", ["", "chat", "train", "train thinker", "train plot", "eval"])
+@pytest.mark.parametrize("command", ["", "chat", "train", "train thinker", "train plot", "eval", "bench"])
 def test_help_without_torch(command: str) -> None:
     # -X importtime writes one line per imported module to stderr
     call = [sys.executable, "-X", "importtime", "-m", "thinktalk", *command.split(), "--help"]
@@ -40,10 +40,10 @@ def test_help_without_torch(command: str) -> None:
 
 def test_spelled_out_names() -> None:
     """--help lists, without importing them, what the code has."""
-    assert command_line.STAGES.keys() == recipe.STAGES.keys()
+    assert command.STAGES.keys() == recipe.STAGES.keys()
     assert command_line.SUITES == eval_run.SUITES
     known: set[str] = set()
-    for stage, (_, earlier) in command_line.STAGES.items():
+    for stage, (_, earlier) in command.STAGES.items():
         assert known >= {*earlier} >= {*recipe.BUILDS_ON.get(stage, ())}
         known.add(stage)
 

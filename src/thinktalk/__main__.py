@@ -2,7 +2,6 @@
 
 import argparse
 import io
-import math
 import os
 import sys
 from collections.abc import Sequence
@@ -19,33 +18,13 @@ if TYPE_CHECKING:
 INTERRUPTED = 128 + 2  # exit status, as a shell reports SIGINT
 EXTRAS = {  # module -> extra
     **{"matplotlib": "train", "pocketsphinx": "eval", "jiwer": "eval"},
+    "transformers": "bench",
     **dict.fromkeys("fastapi starlette uvicorn pydantic websockets".split(), "serve"),
     **dict.fromkeys("prometheus_client python_multipart".split(), "serve"),
 }
 DTYPES = ("float32", "bfloat16", "float16")
 SUITES = ("playroom",)
 REMOTE = ("off", "public", "any")  # serve.fetch.Remote
-# The stages of train.recipe: what they learn, and the finished stages that they build on. Spelled
-# out so that --help needs no torch.
-STAGES = {
-    "tokenizer": ("speech tokenizer: mel to codec ids and back", ()),
-    "typed": ("the Thinker's text decoder: typed questions", ()),
-    "align": ("audio encoder: recordings towards the embeddings of their words", ("typed",)),
-    "thinker": ("the whole Thinker: typed and spoken questions to text", ("align",)),
-    "dit": ("DiT: codec ids and a voice to mel", ("tokenizer",)),
-    "talker": ("Talker: answers to codec ids", ("tokenizer", "thinker")),
-    "vocoder": ("vocoder: mel to wave", ()),
-}
-TRAINING = """\
-A run folder holds one folder per stage: state.pt (everything that training needs to go on, written
-every minute) and log.jsonl (the curves). A stage may be interrupted at any moment, by Ctrl-C or by
---minutes, and the same command continues it exactly where its last state was written: that is a
-leg. What is finished is not done again.
-
-`thinktalk train spark` does everything: the data, all stages, the finished checkpoint. Stage by
-stage it is `train data` first, then every stage, then `train spark`, which finds all stages done
-and puts the checkpoint together.
-"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -90,6 +69,7 @@ def parser() -> argparse.ArgumentParser:
     add_talk(commands)
     add_train(commands)
     add_eval(commands)
+    add_bench(commands)
     return top
 
 
@@ -252,49 +232,15 @@ def run_talk(options: argparse.Namespace) -> None:
 
 
 def add_train(commands: "Commands") -> None:
-    train = commands.add_parser(
-        "train",
-        help="train spark from nothing, as a whole or stage by stage",
-        description="Trains spark from nothing: as a whole, or stage by stage.",
-        epilog=TRAINING,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    stages = train.add_subparsers(dest="stage", required=True, metavar="STAGE")
-    spark = add_stage(stages, "spark", "everything: data, all stages, the finished checkpoint")
-    spark.add_argument("--out", required=True, type=Path, help="folder of the checkpoint")
-    spark.set_defaults(run=run_train_spark)
-    data = add_stage(stages, "data", "only the data: speech, questions, the text tokenizer")
-    data.set_defaults(run=run_train_data)
-    for name, (what, earlier) in STAGES.items():
-        builds_on = f" (builds on {' and '.join(earlier)})" if earlier else ""
-        stage = add_stage(stages, name, what + builds_on)
-        stage.add_argument(
-            "--minutes", type=float, default=math.inf, help="end this leg after so many minutes"
-        )
-        stage.set_defaults(run=run_train_stage)
-    plot = stages.add_parser("plot", help="draw the curves of all stages")
-    plot.add_argument(
-        "--run", dest="run_folder", required=True, type=Path, help="folder of the run"
-    )
-    plot.add_argument("--out", required=True, type=Path, help="picture, such as curves.png")
-    plot.set_defaults(run=run_train_plot)
+    from thinktalk.train import command
 
-
-def add_stage(stages: "Commands", name: str, what: str) -> argparse.ArgumentParser:
-    stage = stages.add_parser(
-        name,
-        help=what,
-        description=what[0].upper() + what[1:] + ".",
-        epilog=TRAINING,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    command.add_train(
+        commands,
+        spark=run_train_spark,
+        data=run_train_data,
+        stage=run_train_stage,
+        plot=run_train_plot,
     )
-    stage.add_argument("--data", required=True, type=Path, help="folder of the playroom's data")
-    stage.add_argument(
-        "--run", dest="run_folder", required=True, type=Path, help="folder of the run"
-    )
-    if name != "data":
-        stage.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    return stage
 
 
 def run_train_spark(options: argparse.Namespace) -> None:
@@ -315,12 +261,12 @@ def run_train_data(options: argparse.Namespace) -> None:
 
 
 def run_train_stage(options: argparse.Namespace) -> None:
-    from thinktalk.train import recipe
+    from thinktalk.train import command, recipe
     from thinktalk.train.trainer import is_done
     from thinktalk.weights import usable_device
 
     usable_device(options.device)
-    for earlier in STAGES[options.stage][1]:
+    for earlier in command.STAGES[options.stage][1]:
         if not is_done(options.run_folder / earlier):
             raise ValueError(
                 f"stage {options.stage} builds on {earlier}, which is not finished in "
@@ -368,6 +314,21 @@ def run_eval(options: argparse.Namespace) -> None:
     from thinktalk.eval import run
 
     run.run(load(options), suite=options.suite, cases=options.cases, out=options.out)
+
+
+# ---- bench
+
+
+def add_bench(commands: "Commands") -> None:
+    from thinktalk.bench import plan
+
+    plan.add_bench(commands, run=run_bench)
+
+
+def run_bench(options: argparse.Namespace) -> None:
+    from thinktalk.bench import plan, run
+
+    run.run(plan.plan_of(options), out=options.out)
 
 
 # ---- what several commands share
