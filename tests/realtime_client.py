@@ -5,6 +5,7 @@ import json
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +16,7 @@ from openai.types.realtime import RealtimeServerEvent
 from pydantic import Field, TypeAdapter
 
 VOICE_HZ = 24_000
-HANGS_S = 60.0  # nothing waits this long unless it hangs
+HANGS_S = 300.0  # nothing waits this long unless it hangs
 SERVER_EVENT = TypeAdapter(Annotated[RealtimeServerEvent, Field(discriminator="type")])
 GOLDEN_PATH = Path(__file__).parent / "golden" / "realtime.jsonl"
 GOLDEN = [json.loads(line) for line in GOLDEN_PATH.read_text().splitlines()]
@@ -83,13 +84,18 @@ class Client:
 @contextmanager
 def realtime(url: str, *, key: str = "none", **query: str) -> Iterator[Client]:
     """A connection, greeted."""
-    sdk = OpenAI(api_key=key, base_url=f"{url}/v1", max_retries=0)
+    sdk = _sdk(url, key)
     model = query.pop("model", "gpt-realtime")
     manager = sdk.realtime.connect(model=model, extra_query=query)
     with manager as connection:
         client = Client(connection)
         client.until("session.created")
         yield client
+
+
+@lru_cache
+def _sdk(url: str, key: str) -> OpenAI:
+    return OpenAI(api_key=key, base_url=f"{url}/v1", max_retries=0)  # slow to make
 
 
 def check(event: Event) -> None:

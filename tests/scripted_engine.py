@@ -40,6 +40,7 @@ class ScriptedEngine:
         self.opened: list[ScriptedSession] = []
         self.lock = threading.Lock()
         self.is_closed = False
+        self.say_ms = 300  # of sound when words are given
 
     @property
     def voices(self) -> Sequence[str]:
@@ -278,7 +279,7 @@ class ScriptedSession:
             self._begin(*self.wanted.popleft())
 
     def _begin(self, name: str, text: str | None) -> None:
-        script = [Say(text), Sing(300)] if text is not None else list(self.engine.script(self))
+        script = [Say(text), Sing(self.engine.say_ms)] if text is not None else list(self.engine.script(self))
         self.reply = Reply(name, f"{self._id}_item{next(self.numbers)}", deque(script))
         self._tell(api.ResponseStarted, **self._of(self.reply))
 

@@ -295,10 +295,22 @@ async def parse(text: str | None) -> Any:
         raise ApiError(400, "events are JSON text, not bytes", code="invalid_value")
     try:
         if len(text) > LARGE_CHARS:
-            return await asyncio.to_thread(json.loads, text)
-        return json.loads(text)
+            return await asyncio.to_thread(_loads, text)
+        return _loads(text)
     except (ValueError, RecursionError):
         raise ApiError(400, "this is not valid JSON", code="invalid_json") from None
+
+
+def _loads(text: str) -> Any:
+    """Strict JSON: no NaN, no halves of characters, which nothing behind could write out again."""
+    event = json.loads(text, parse_constant=_no_number)
+    if "\\u" in text:
+        json.dumps(event, ensure_ascii=False).encode()
+    return event
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no JSON")
 
 
 async def _close(socket: WebSocket, code: int) -> None:

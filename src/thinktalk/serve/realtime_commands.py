@@ -70,6 +70,8 @@ async def carry_out(desk: Desk, event: Any) -> None:
         known = ", ".join(sorted(HANDLERS))
         message = f"unknown event type {kind!r}; known are {known}"
         raise ApiError(400, message, code="invalid_value", param="type")
+    if not isinstance(event.get("event_id"), str):
+        event = {**event, "event_id": None}
     await handler(desk, event)
 
 
