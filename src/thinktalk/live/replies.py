@@ -262,7 +262,8 @@ class Replies:
         piece = self._closing(item.text_ids[:count])
         if [i for p in item.pieces[1:] for i in p.ids] != piece.ids:
             item.pieces[1:] = [piece]
-        text = b"".join(texts[:count]).decode("utf-8", "ignore")
+        decoder = tokenizer.incremental_decoder()
+        text = "".join(map(decoder.push, item.text_ids[:count]))
         self.tell(api.Truncated, item=item.id, audio_ms=audio_ms, text=text)
 
     def _closing(self, ids: Sequence[int]) -> Piece:
