@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-import thinktalk
 from thinktalk.bench import tables
 from thinktalk.bench.calls import Workload, measure
 from thinktalk.bench.pairs import compare, compare_stages
@@ -152,7 +151,6 @@ def machine(model: LoadedModel, plan: Plan) -> dict[str, Any]:
     dit = omni.token2wav.code2wav_dit_model.proj_out.weight
     on_gpu = plan.device.startswith("cuda")
     return {
-        "thinktalk": thinktalk.__version__,
         "torch": torch.__version__,
         "processor": processor(),
         "cores": os.cpu_count(),
