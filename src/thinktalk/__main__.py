@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 128 + 2  # exit status, as a shell reports SIGINT
 EXTRAS = {  # module -> extra
-    **{"matplotlib": "train", "pocketsphinx": "eval", "jiwer": "eval"},
+    **{"matplotlib": "train", "sklearn": "train", "pocketsphinx": "eval", "jiwer": "eval"},
     "transformers": "bench",
     **dict.fromkeys("fastapi starlette uvicorn pydantic websockets".split(), "serve"),
     **dict.fromkeys("prometheus_client python_multipart".split(), "serve"),

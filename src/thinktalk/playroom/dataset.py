@@ -18,14 +18,17 @@ format (content a string or a list of parts), where {"type": "audio", "audio": k
 clips[k]; the canonical reply is not among the messages, it is `answer` (text) and `speech` (spoken
 words, "" for a tool call). Tools, where offered, stand in case["tools"].
 
-`make` writes the training schema: data.jsonl with rows {"messages": [... "<audio>" where a sound
-stands ...], "audios": [paths], "speech": path or null, "speaker": voice, "tools"?} and wav files in
-input/ (16 kHz) and speech/ (24 kHz), paths relative to the folder.
+`make` writes the training schema: data.jsonl with a row per case (`cases.Example.row`: messages
+with <image>, <audio> and <video> where media stand, lists of their files, "speech", "speaker",
+"task", "answer", ...) and the files: PNG, FLAC (16 kHz), MP4, and the speech of the reply as FLAC
+(24 kHz). Cases lie in folders of SHARD_CASES, each with its own rows.jsonl; paths are relative to
+the whole. Videos bring their own sound: an <audio> behind a <video> is a recording of its own.
 """
 
+import io
 import json
 import multiprocessing
-import wave
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -33,15 +36,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
-from thinktalk.playroom import speech, talk
-from thinktalk.playroom.talk import Case
+from thinktalk.media.encode import encode
+from thinktalk.playroom import cases, speech, talk
+from thinktalk.playroom.cases import Clip, Row, hear, to_int16
 
-Row = dict[str, Any]
-Clip = np.ndarray  # int16
 Maker = Callable[[Any], tuple[Row, list[Clip]]]
 PART_ITEMS = 100  # what an interruption costs at most, per worker
+SHARD_CASES = 100  # likewise
 SPOKEN_SHARE = 0.6  # of the questions that may be typed or spoken
 
 
@@ -106,41 +110,12 @@ def reply_sentences(*, seed: int, count: int) -> list[tuple[str, str, float]]:
     while len(found) < count:
         repeats_left -= 1
         task = "repeat" if rng.random() < 0.5 or repeats_left < 0 else None
-        case = talk.sample(rng, split="train", task=task)
+        case = cases.draw(rng, split="train", task=task)
         if case.speech:
             pace = case.pace if case.task == "pace" else float(rng.choice([1, 1, 1, 1, 1.4, 0.8]))
             stretch = pace if case.task in ("pace", "repeat") and rng.random() < 0.5 else 1.0
             found[case.speech, voices[rng.integers(2)], stretch] = None
     return list(found)
-
-
-def hear(
-    case: Case, *, rng: np.random.Generator, voices: str = "train", spoken: bool = True
-) -> tuple[list[Row], list[Clip], list[Row]]:
-    """What the user says in a case: (clip rows without offsets, int16 clips, chat messages)."""
-    voice, gender = speech.pick_voice(rng, split=voices, gender=case.gender)
-    rows: list[Row] = []
-    clips: list[Clip] = []
-
-    def say(text: str) -> Row:
-        samples = speech.ask(text, rng=rng, voice=voice)
-        rows.append({"text": text, "voice": voice, "gender": gender, "samples": len(samples)})
-        clips.append(_int16(samples))
-        return {"type": "audio", "audio": len(clips) - 1}
-
-    messages: list[Row] = []
-    if case.system is not None:
-        messages.append({"role": "system", "content": case.system})
-    for number, (role, text) in enumerate(case.turns):
-        if role != "user":
-            messages.append(talk.chat_message(role, text))
-            continue
-        last = number == len(case.turns) - 1
-        parts: list[Row] = [say(case.heard)] if last and case.heard else []
-        if text:
-            parts.append(say(text.lower()) if spoken else {"type": "text", "text": text})
-        messages.append({"role": role, "content": parts})
-    return rows, clips, messages
 
 
 def make(
@@ -150,46 +125,103 @@ def make(
     num_cases: int,
     split: talk.Split = "train",
     voices: str = "train",
+    tasks: Sequence[str] = (),
+    asked: cases.Asked | None = None,
+    speak: bool = True,
     workers: int = 2,
 ) -> None:
-    """Writes a training set: data.jsonl, input/*.wav (16 kHz) and speech/*.wav (24 kHz)."""
+    """Writes the first `num_cases` cases of a split as a training set; a larger number later adds.
+
+    tasks: only these, in turn; else all, mixed. asked: see `cases.make`. speak: whether replies
+    are synthesised, which takes most of the time; else "speech" stays text. Raises ValueError for
+    unknown tasks, and where `out` holds another set.
+    """
+    if unknown := set(tasks) - set(cases.TASKS):
+        known = ", ".join(cases.TASKS)
+        raise ValueError(f"unknown playroom task {sorted(unknown)[0]!r}: choose of {known}")
     out = Path(out)
-    for folder in ("input", "speech", "rows"):
-        (out / folder).mkdir(parents=True, exist_ok=True)
-    todo = [i for i in range(num_cases) if not (out / "rows" / f"{i:06d}.json").exists()]
-    write = partial(_write_case, out=out, seed=seed, split=split, voices=voices)
-    for _ in _in_parallel(write, todo, workers=workers, label="cases", done=num_cases - len(todo)):
-        pass
-    rows = [(out / "rows" / f"{i:06d}.json").read_text("utf-8") for i in range(num_cases)]
+    (out / "shards").mkdir(parents=True, exist_ok=True)
+    order = {"seed": seed, "split": split, "voices": voices, "tasks": list(tasks), "asked": asked}
+    order |= {"speak": speak}
+    _check_order(out / "order.json", order)
+    counts = [min(SHARD_CASES, num_cases - s) for s in range(0, num_cases, SHARD_CASES)]
+    todo = [s for s, count in enumerate(counts) if len(_shard_rows(out, s)) < count]
+    write = partial(_write_shard, out=out, counts=counts, order=order)
+    done = num_cases - sum(counts[shard] for shard in todo)
+    with tqdm(desc=f"{split} cases", total=num_cases, initial=done, unit="case") as bar:
+        for shard, _ in zip(todo, _in_parallel(write, todo, workers=workers), strict=True):
+            bar.update(counts[shard])
+    rows = [row for s, count in enumerate(counts) for row in _shard_rows(out, s)[:count]]
     _replace(out / "data.jsonl", "".join(row + "\n" for row in rows).encode())
 
 
-def _write_case(index: int, *, out: Path, seed: int, split: talk.Split, voices: str) -> None:
-    """One row of the training schema and its wav files; the row comes last: it marks success."""
-    rng = np.random.default_rng([seed, 1, index])
-    case = talk.sample(rng, split=split)
-    _, clips, messages = hear(case, rng=rng, voices=voices, spoken=rng.random() < SPOKEN_SHARE)
-    audios = []
-    for number, clip in enumerate(clips):
-        audios.append(f"input/{index:06d}_{number}.wav")
-        _write_wav(out / audios[-1], clip, sample_hz=speech.INPUT_HZ)
-    messages = [m | {"content": _tagged(m["content"])} for m in messages]
-    messages.append(talk.chat_message("assistant", case.answer))
-    speaker = list(speech.REPLY_VOICES)[rng.integers(2)]
-    row: Row = {"messages": messages, "audios": audios, "speech": None, "speaker": speaker}
-    if case.speech:
-        row["speech"] = f"speech/{index:06d}.wav"
-        samples = speech.speak(case.speech, voice=speaker, stretch=case.pace)
-        _write_wav(out / row["speech"], _int16(samples), sample_hz=speech.REPLY_HZ)
-    if case.tools:
-        row["tools"] = list(case.tools)
-    _replace(out / "rows" / f"{index:06d}.json", json.dumps(row, ensure_ascii=False).encode())
+def _check_order(path: Path, order: Row) -> None:
+    """Keeps what a folder was made for, and refuses to mix it with something else."""
+    if path.exists() and (found := json.loads(path.read_text("utf-8"))) != order:
+        raise ValueError(f"{path.parent} holds another set ({found}): give another folder")
+    _replace(path, json.dumps(order).encode())
 
 
-def _tagged(content: str | list[Row]) -> str:
-    """Chat content as one string with "<audio>" where a sound stands."""
-    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    return "".join("<audio>" if part["type"] == "audio" else part["text"] for part in parts)
+def _shard_rows(out: Path, shard: int) -> list[str]:
+    path = out / "shards" / f"{shard:05d}" / "rows.jsonl"
+    return path.read_text("utf-8").splitlines() if path.exists() else []
+
+
+def _write_shard(shard: int, *, out: Path, counts: list[int], order: Row) -> None:
+    """One folder of cases; it has its name only when it is whole."""
+    folder = out / "shards" / f"{shard:05d}"
+    unfinished = folder.with_suffix(".part")
+    for old in (unfinished, folder):
+        if old.exists():
+            shutil.rmtree(old)
+    unfinished.mkdir()
+    lines = []
+    for number in range(shard * SHARD_CASES, shard * SHARD_CASES + counts[shard]):
+        tasks = order["tasks"]
+        example = cases.make(
+            seed=order["seed"],
+            split=order["split"],
+            number=number,
+            task=tasks[number % len(tasks)] if tasks else None,
+            asked=order["asked"],
+            voices=order["voices"],
+        )
+        row = example.row()
+        for name, content in _media_files(example, row, number=number, speak=order["speak"]):
+            (unfinished / name).write_bytes(content)
+        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+    (unfinished / "rows.jsonl").write_text("".join(lines), encoding="utf-8")
+    unfinished.rename(folder)
+
+
+def _media_files(
+    example: cases.Example, row: Row, *, number: int, speak: bool
+) -> list[tuple[str, bytes]]:
+    """(name, content) of a case's files; their paths take the place of the media in the row."""
+    files: list[tuple[str, bytes]] = []
+
+    def file(name: str, content: bytes) -> str:
+        files.append((f"{number:07d}{name}", content))
+        return f"shards/{number // SHARD_CASES:05d}/{number:07d}{name}"
+
+    row["images"] = [file(f"_{k}.png", _png(pixels)) for k, pixels in enumerate(row["images"])]
+    row["audios"] = [
+        file(f"_{k}.flac", encode(samples, format="flac", sample_rate=speech.INPUT_HZ))
+        for k, samples in enumerate(row["audios"])
+    ]
+    row["videos"] = [file(f"_{k}.mp4", content) for k, content in enumerate(row["videos"])]
+    if row["speech"] and speak:
+        said = speech.speak(row["speech"], voice=example.speaker, stretch=example.case.pace)
+        row["speech"] = file(
+            "_reply.flac", encode(said, format="flac", sample_rate=speech.REPLY_HZ)
+        )
+    return files
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG", compress_level=3)
+    return file.getvalue()
 
 
 def _reply_clip(item: tuple[str, str, float]) -> tuple[Row, list[Clip]]:
@@ -197,7 +229,7 @@ def _reply_clip(item: tuple[str, str, float]) -> tuple[Row, list[Clip]]:
     said = speech.utter(text, voice=voice, stretch=stretch)
     words = [[index, round(start, 4), round(end, 4)] for index, start, end in said.words]
     row = {"text": text, "voice": voice, "stretch": stretch, "words": words}
-    return row | {"samples": len(said.samples)}, [_int16(said.samples)]
+    return row | {"samples": len(said.samples)}, [to_int16(said.samples)]
 
 
 def _question_clips(
@@ -228,8 +260,9 @@ def _make_packed(
     todo = [number for number in numbers if not (parts / f"{number:05d}.jsonl").exists()]
     make_part = partial(_make_part, parts=parts, items=items, maker=maker)
     done = len(numbers) - len(todo)
-    for _ in _in_parallel(make_part, todo, workers=workers, label=f"{label}, parts", done=done):
-        pass
+    with tqdm(desc=f"{label}, parts", total=len(numbers), initial=done) as bar:
+        for _ in _in_parallel(make_part, todo, workers=workers):
+            bar.update()
     _pack(out, [parts / f"{number:05d}" for number in numbers])
 
 
@@ -269,28 +302,13 @@ def _pack(out: Path, parts: list[Path]) -> None:
     (out / "parts").rmdir()
 
 
-def _in_parallel(
-    work: Callable[[Any], Any], items: list[Any], *, workers: int, label: str, done: int = 0
-) -> Iterable[Any]:
+def _in_parallel(work: Callable[[Any], Any], items: list[Any], *, workers: int) -> Iterable[Any]:
     """`work` over items in order, in processes where there is more than one worker."""
-    bar = partial(tqdm, desc=label, total=len(items) + done, initial=done)
     if workers <= 1:
-        yield from bar(map(work, items))
+        yield from map(work, items)
         return
     with multiprocessing.get_context("fork").Pool(workers) as pool:
-        yield from bar(pool.imap(work, items, chunksize=1))
-
-
-def _int16(samples: np.ndarray) -> Clip:
-    return np.round(np.clip(samples, -1, 1) * 32767).astype(np.int16)
-
-
-def _write_wav(path: Path, clip: Clip, *, sample_hz: int) -> None:
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(sample_hz)
-        file.writeframes(clip.tobytes())
+        yield from pool.imap(work, items, chunksize=1)
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -129,7 +129,7 @@ def into_room(samples: np.ndarray, *, rng: np.random.Generator) -> np.ndarray:
     before, after = (int(rng.uniform(0.02, 0.3) * INPUT_HZ) for _ in range(2))
     samples = np.pad(samples.astype(np.float64), (before, after))
     if rng.random() < 0.35:
-        samples = _reverberate(samples, rng=rng)
+        samples = reverberate(samples, rng=rng)
     rms = np.sqrt(np.mean(samples**2)) + 1e-9
     samples = samples * (10 ** (rng.uniform(-32, -16) / 20) / rms)
     if rng.random() < 0.85:
@@ -143,7 +143,7 @@ def into_room(samples: np.ndarray, *, rng: np.random.Generator) -> np.ndarray:
     return samples / max(1.0, float(np.abs(samples).max()) / 0.99)
 
 
-def _reverberate(samples: np.ndarray, *, rng: np.random.Generator) -> np.ndarray:
+def reverberate(samples: np.ndarray, *, rng: np.random.Generator) -> np.ndarray:
     """A few reflections: an exponentially decaying noise tail behind the direct sound."""
     decay_s = rng.uniform(0.05, 0.25)
     tail = int(decay_s * INPUT_HZ)

@@ -65,6 +65,7 @@ class Case:
     heard: a sentence the user speaks before the question of the last turn, always as sound.
     gender: "man" or "woman" where the answer depends on the voice that says `heard`.
     pace: duration stretch the spoken answer should have (1.4 slow, 0.8 quick).
+    shown: what the picture, sound or film before the first question shows (senses.py).
     """
 
     task: str
@@ -76,6 +77,7 @@ class Case:
     system: str | None = None
     tools: tuple[dict, ...] | None = None
     pace: float = 1.0
+    shown: tuple[str, ...] = ()
 
     @property
     def question(self) -> str:

@@ -112,6 +112,60 @@ PHRASES = {
     "ask persona": (
         "what is your name?", "tell me your name.", "who are you?", "what's your name?",
     ),
+    "shape": (
+        "what do you see?", "what is this?", "what can you see?", "tell me what you see.",
+        "what is in the picture?", "what does the picture show?", "look, what do you see?",
+    ),
+    "colour": (
+        "what colour is the {a}?", "which colour is the {a}?", "what is the colour of the {a}?",
+        "tell me the colour of the {a}.", "what colour does the {a} have?",
+    ),
+    "how many": (
+        "how many {a} are there?", "how many {a} do you see?", "how many {a} can you see?",
+        "how many {a} are in the picture?", "tell me how many {a} there are.",
+        "please count the {a}.",
+    ),
+    "where": (
+        "where is the {a}?", "where do you see the {a}?", "tell me where the {a} is.",
+        "where in the picture is the {a}?", "at what place is the {a}?",
+    ),
+    "digit": (
+        "what digit is this?", "which digit is this?", "what digit do you see?",
+        "which digit do you see?", "what number is this?", "read the digit.",
+    ),
+    "read": (
+        "what does it say?", "what is written here?", "what word is this?", "read the word.",
+        "which word do you see?", "what does the picture say?", "please read this.",
+    ),
+    "sound": (
+        "what sound is this?", "which sound is this?", "what do you hear?", "what was that?",
+        "what was that sound?", "tell me what you hear.",
+    ),
+    "how often": (
+        "how many {a} do you hear?", "how many {a} did you hear?", "how many {a} can you hear?",
+        "tell me how many {a} you hear.", "please count the {a} you hear.",
+    ),
+    "motion": (
+        "what does the {a} do?", "what is the {a} doing?", "how does the {a} move?",
+        "what happens to the {a}?", "tell me what the {a} does.",
+    ),
+    "when": (
+        "what colour was the {a} when the {b} {c}?", "which colour was the {a} when the {b} {c}?",
+        "what was the colour of the {a} when the {b} {c}?",
+        "when the {b} {c}, what colour was the {a}?",
+        "what colour did the {a} have when the {b} {c}?",
+        "tell me what colour the {a} was when the {b} {c}.",
+    ),
+    "order": (
+        "what came first, the {a} or the {b}?", "which came first, the {a} or the {b}?",
+        "which sound came first, the {a} or the {b}?", "which was first, the {a} or the {b}?",
+        "what did you hear first, the {a} or the {b}?",
+    ),
+    "its colour": (
+        "what colour is it?", "which colour is it?", "what is its colour?",
+        "and what colour is it?", "tell me its colour.",
+    ),
+    "its shape": ("what shape is it?", "which shape is it?", "and what shape is it?"),
 }  # fmt: skip
 GREETINGS = {
     "hello, how can i help you?": ("hello.", "hi.", "hello there.", "hi there!", "hey."),

@@ -1,0 +1,273 @@
+"""Complete cases of the playroom: (seed, split, number) in, chat messages with media out.
+
+A case is a pure function of these three (and of the task and the way of asking where they are
+given): what is asked, the picture, sound or film, and the voice each have a random generator of
+their own, so the same case may be asked typed and aloud. Train cases may stand in a longer
+conversation, and what is heard may be one recording together with the question.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thinktalk.playroom import films, scenes, senses, sounds, speech, talk, writing
+from thinktalk.playroom.films import Film
+from thinktalk.playroom.senses import MEDIUM
+from thinktalk.playroom.sounds import Samples
+from thinktalk.playroom.talk import Case, Split
+from thinktalk.playroom.words import NUMBERS
+
+Row = dict[str, Any]
+Message = dict[str, Any]
+Clip = NDArray[np.int16]
+# How a question is asked: written, aloud, or aloud in the sound track of the film it is about.
+Asked = Literal["typed", "spoken", "inside"]
+
+TASK_WEIGHTS = talk.TASK_WEIGHTS | senses.TASK_WEIGHTS
+TASKS = tuple(TASK_WEIGHTS)
+SPLITS: tuple[Split, ...] = ("train", "test")
+SPOKEN_SHARE = 0.55  # of the train questions that may be typed or spoken
+INSIDE_SHARE = 0.4  # of the spoken ones about films
+JOINED_SHARE = 0.4  # of train turns with several recordings: they become one
+JOIN_S = (0.05, 0.5)  # of silence between them
+CHAT_SHARE = 0.2  # of train cases that stand in a longer conversation
+CHAT_TASKS = ("greet", "add", "subtract", "multiply", "opposite", "german", "capital", "count")
+NO_CHAT = ("tool", "transcribe")  # their system prompts are about nothing else
+
+
+@dataclass(frozen=True)
+class Example:
+    """A case as the model meets it.
+
+    messages: the official chat format, up to the question; images are uint8 [H,W,3], audios
+    float32 [n] at 16 kHz, videos the bytes of MP4 files. films: what the videos were made of.
+    speaker: the reply voice.
+    """
+
+    case: Case
+    messages: list[Message]
+    speaker: str
+    films: tuple[Film, ...] = ()
+
+    def row(self) -> Row:
+        """The training schema: tagged messages with the answer, and the media in lists.
+
+        speech is the spoken text and pace its duration stretch; a tool call has no speech.
+        """
+        row: Row = {"messages": [], "images": [], "audios": [], "videos": []}
+        for message in self.messages:
+            row["messages"].append(message | {"content": _tagged(message["content"], row)})
+        row["messages"].append(talk.chat_message("assistant", self.case.answer))
+        row |= {"speech": self.case.speech or None, "pace": self.case.pace}
+        row |= {"speaker": self.speaker, "task": self.case.task, "key": self.case.key}
+        if self.case.tools:
+            row["tools"] = list(self.case.tools)
+        if row["videos"]:
+            row["audio_in_video"] = True  # audios are recordings of their own, not films' sounds
+        return row | {"answer": self.case.answer}
+
+
+def make(
+    *,
+    seed: int,
+    split: Split,
+    number: int,
+    task: str | None = None,
+    asked: Asked | None = None,
+    voices: str = "train",
+) -> Example:
+    """Case `number` of a split.
+
+    task: one of TASKS; else drawn, by TASK_WEIGHTS in training and evenly in tests. asked: else
+    drawn in training, and typed in tests. What cannot be asked so is asked as it can: a dictation
+    is heard even if its question is typed, a question about no film is not inside one.
+    voices: who speaks, "train" or "unseen". Raises ValueError for an unknown task.
+    """
+    rngs = [np.random.default_rng([seed, SPLITS.index(split), number, k]) for k in range(3)]
+    case = draw(rngs[0], split=split, task=task)
+    medium = MEDIUM.get(case.task)
+    if asked is None:
+        asked = _manner(rngs[0], medium) if split == "train" else "typed"
+    asked = "spoken" if asked == "inside" and medium != "video" else asked
+    first = 0  # the turn that shows what the case is about
+    if split == "train" and case.task not in NO_CHAT and rngs[0].random() < CHAT_SHARE:
+        case, first = _in_conversation(rngs[0], case)
+    speaker = str(rngs[0].choice(list(speech.REPLY_VOICES)))
+    _, clips, messages = hear(case, rng=rngs[2], voices=voices, spoken=asked != "typed")
+    _fill_in(messages, clips)
+    question = messages[-1]["content"].pop()["audio"] if asked == "inside" else None
+    shown: tuple[Film, ...] = ()
+    if medium:
+        part, shown = _media_part(rngs[1], case, split, question)
+        system = sum(message["role"] == "system" for message in messages)
+        messages[system + first]["content"].insert(0, part)
+    if split == "train" and rngs[2].random() < JOINED_SHARE:
+        for message in messages:
+            message["content"] = _joined(rngs[2], message["content"])
+    return Example(case, messages, speaker, shown)
+
+
+def draw(rng: np.random.Generator, *, split: Split, task: str | None = None) -> Case:
+    """A case of any task, talking or seeing and hearing; see `make`."""
+    if task is None:
+        weights = np.array([TASK_WEIGHTS[t] if split == "train" else 1.0 for t in TASKS])
+        task = str(rng.choice(TASKS, p=weights / weights.sum()))
+    if task not in TASK_WEIGHTS:
+        raise ValueError(f"unknown playroom task {task!r}: choose one of {', '.join(TASKS)}")
+    source = senses if task in MEDIUM else talk
+    return source.sample(rng, split=split, task=task)
+
+
+def hear(
+    case: Case, *, rng: np.random.Generator, voices: str = "train", spoken: bool = True
+) -> tuple[list[Row], list[Clip], list[Message]]:
+    """What the user says in a case, in one voice: (clip rows, clips at 16 kHz, chat messages).
+
+    A clip row has text, voice, gender and samples; {"type": "audio", "audio": k} stands for clip
+    number k. spoken: whether questions are; what is heard anyway (a dictation) always is.
+    """
+    voice, gender = speech.pick_voice(rng, split=voices, gender=case.gender)
+    rows: list[Row] = []
+    clips: list[Clip] = []
+
+    def say(text: str) -> Row:
+        samples = speech.ask(text, rng=rng, voice=voice)
+        rows.append({"text": text, "voice": voice, "gender": gender, "samples": len(samples)})
+        clips.append(to_int16(samples))
+        return {"type": "audio", "audio": len(clips) - 1}
+
+    messages: list[Message] = []
+    if case.system is not None:
+        messages.append({"role": "system", "content": case.system})
+    for number, (role, text) in enumerate(case.turns):
+        if role != "user":
+            messages.append(talk.chat_message(role, text))
+            continue
+        last = number == len(case.turns) - 1
+        parts: list[Row] = [say(case.heard)] if last and case.heard else []
+        if text:
+            parts.append(say(text.lower()) if spoken else {"type": "text", "text": text})
+        messages.append({"role": role, "content": parts})
+    return rows, clips, messages
+
+
+def to_int16(samples: NDArray[np.floating]) -> Clip:
+    """Samples in -1..1 as 16-bit integers."""
+    return np.round(np.clip(samples, -1, 1) * 32767).astype(np.int16)
+
+
+def from_int16(clip: Clip) -> Samples:
+    """The samples that a 16-bit file of the clip gives."""
+    return clip.astype(np.float32) / np.float32(32768)
+
+
+def picture(rng: np.random.Generator, case: Case, split: Split) -> scenes.Pixels:
+    """What a case with a picture shows."""
+    shown = case.shown
+    match case.task:
+        case "how many":
+            colour, shape, number = shown
+            count = NUMBERS.index(number)
+            return scenes.counted_picture(rng, colour=colour, shape=shape, count=count, split=split)
+        case "where":
+            colour, shape, place = shown
+            return scenes.placed_picture(rng, colour=colour, shape=shape, place=place, split=split)
+        case "digit":
+            return writing.digit_picture(rng, number=int(shown[0]), split=split)
+        case "read":
+            return writing.word_picture(rng, word=shown[0], split=split)
+        case _:
+            return scenes.shape_picture(rng, colour=shown[0], shape=shown[1], split=split)
+
+
+def recording(rng: np.random.Generator, case: Case) -> Samples:
+    """What is heard in a case with a sound."""
+    if case.task == "sound":
+        return sounds.single(case.shown[0], rng=rng)
+    return sounds.repeated(case.shown[0], count=NUMBERS.index(case.shown[1]), rng=rng)
+
+
+def film(
+    rng: np.random.Generator, case: Case, split: Split, *, question: Samples | None = None
+) -> Film:
+    """What a case with a film shows; a question given is part of its sound."""
+    match case.task, case.shown:
+        case "motion", (colour, shape, motion):
+            return films.motion_film(
+                rng, colour=colour, shape=shape, motion=motion, split=split, question=question
+            )
+        case "when", (shape, sound, colour):
+            return films.when_film(
+                rng, shape=shape, sound=sound, colour=colour, split=split, question=question
+            )
+        case _, (first, second):
+            return films.order_film(rng, first=first, second=second, split=split, question=question)
+    raise AssertionError(case)
+
+
+def _manner(rng: np.random.Generator, medium: str | None) -> Asked:
+    """How a train question is asked."""
+    if rng.random() >= SPOKEN_SHARE:
+        return "typed"
+    return "inside" if medium == "video" and rng.random() < INSIDE_SHARE else "spoken"
+
+
+def _in_conversation(rng: np.random.Generator, case: Case) -> tuple[Case, int]:
+    """The case with other questions before it or between its turns; and where it begins."""
+    others = [talk.sample(rng, split="train", task=str(rng.choice(CHAT_TASKS))) for _ in range(2)]
+    small_talk = [turn for o in others for turn in (*o.turns, ("assistant", o.answer))]
+    small_talk = small_talk[: int(rng.choice((2, 4)))]
+    between = len(case.turns) > 1 and rng.random() < 0.6
+    at = 2 if between else 0
+    turns = (*case.turns[:at], *small_talk, *case.turns[at:])
+    return replace(case, turns=turns), 0 if between else len(small_talk)
+
+
+def _fill_in(messages: list[Message], clips: list[Clip]) -> None:
+    """Puts the samples into the messages, in place of their numbers."""
+    for message in messages:
+        for part in message["content"] if isinstance(message["content"], list) else []:
+            if part["type"] == "audio":
+                part["audio"] = from_int16(clips[part["audio"]])
+
+
+def _media_part(
+    rng: np.random.Generator, case: Case, split: Split, question: Samples | None
+) -> tuple[Row, tuple[Film, ...]]:
+    """The part of the message that shows what the case is about."""
+    medium = MEDIUM[case.task]
+    if medium == "image":
+        return {"type": "image", "image": picture(rng, case, split)}, ()
+    if medium == "audio":
+        return {"type": "audio", "audio": from_int16(to_int16(recording(rng, case)))}, ()
+    made = film(rng, case, split, question=question)
+    return {"type": "video", "video": made.mp4()}, (made,)
+
+
+def _joined(rng: np.random.Generator, content: Any) -> Any:
+    """The content with neighbouring recordings as one, a pause between them."""
+    if not isinstance(content, list):
+        return content
+    out: list[Row] = []
+    for part in content:
+        if out and part["type"] == out[-1]["type"] == "audio":
+            pause = np.zeros(int(rng.uniform(*JOIN_S) * speech.INPUT_HZ), np.float32)
+            out[-1] = part | {"audio": np.concatenate((out[-1]["audio"], pause, part["audio"]))}
+        else:
+            out.append(part)
+    return out
+
+
+def _tagged(content: str | list[Row], row: Row) -> str:
+    """Content as one string with <image>, <audio> and <video>; their media go into the lists."""
+    text = ""
+    for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+        kind = part["type"]
+        if kind == "text":
+            text += part["text"]
+        else:
+            row[f"{kind}s"].append(part[kind])
+            text += f"<{kind}>"
+    return text
