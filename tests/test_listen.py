@@ -132,6 +132,18 @@ def test_commit_with_detection() -> None:
     assert isinstance(after[0], Began) and after[0].start_s >= middle / HZ
 
 
+def test_commit_waits_for_no_sound_inside_the_change_of_rate() -> None:
+    """24 kHz, in the middle of a word: the last 40 ms are in the clip, and in no other one."""
+    wave = soxr.resample(talk(), HZ, 24_000)
+    listener, middle = Listener(VAD), round(1.5 * 24_000)
+    signals = [*push(listener, wave[:middle], size=480, rate=24_000), *listener.commit()]
+    assert listener.now_s == 1.5
+    ((start, end, mel, _),) = clips(signals)
+    assert end == 1.5 * HZ
+    clip = soxr.resample(wave[:middle], 24_000, HZ)[start:]
+    np.testing.assert_array_equal(mel, log_mel(clip, maximum="running"))
+
+
 def test_commit_in_a_pause_ends_the_clip_there() -> None:
     listener = Listener(ServerVad(silence_duration_ms=5000))
     signals = listener.push(talk(), sample_rate=HZ)
@@ -161,6 +173,26 @@ def test_detection_comes_and_goes() -> None:
     ((start, end, mel, _),) = clips(signals)
     assert end == len(talk()), "nothing is lost, nothing ends by itself"
     np.testing.assert_array_equal(mel, log_mel(talk()[start:], maximum="running"))
+
+
+def test_other_settings_count_at_once() -> None:
+    listener = Listener(ServerVad(silence_duration_ms=5000))
+    listener.push(talk(), sample_rate=HZ)
+    assert listener.update(VAD) == []
+    assert kinds(listener.push(silence(0.05), sample_rate=HZ)) == "Ended"
+
+
+def test_push_to_talk_loses_no_first_word() -> None:
+    """The detection goes when it has seen two frames of speech, too few to tell."""
+    (began,) = (s for s in hear(talk()[: 2 * HZ], VAD) if isinstance(s, Began))
+    listener, two = Listener(VAD), round((began.start_s + 0.3) * HZ) + 1100
+    assert listener.push(talk()[:two], sample_rate=HZ) == []
+    assert listener.update(None) == [began]
+    assert [s.end_s for s in listener.commit() if isinstance(s, Ended)] == [two / HZ]
+    noisy = Listener(VAD)  # but without speech, what was before is forgotten
+    noisy.push(noise(1, rms=0.01), sample_rate=HZ)
+    assert noisy.update(None) == []
+    assert noisy.push(noise(1, rms=0.01), sample_rate=HZ)[0] == Began(1.0)
 
 
 def test_push_to_talk_in_a_pause_goes_on() -> None:
@@ -269,3 +301,13 @@ def test_a_restored_listener_goes_on_bit_equal(
     assert plain(twin.push(talk()[cut_at:], sample_rate=HZ) + twin.commit()) == plain(rest)
     whole = Listener(detection, exact=exact)
     assert plain(whole.push(talk(), sample_rate=HZ) + whole.commit()) == plain(head + rest)
+
+
+def test_a_pause_is_restored_too() -> None:
+    at_s = [s.at_s for s in hear(talk(), VAD) if isinstance(s, Paused)][1]  # the turn's end
+    for cut_at in (round(at_s * HZ), round(at_s * HZ) + 1000):
+        listener = Listener(VAD)
+        assert isinstance(listener.push(talk()[:cut_at], sample_rate=HZ)[-1], Paused)
+        twin = Listener.from_state(listener.state())
+        rest = listener.push(talk()[cut_at:], sample_rate=HZ)
+        assert plain(twin.push(talk()[cut_at:], sample_rate=HZ)) == plain(rest)

@@ -355,4 +355,4 @@ def as_wave(samples: NDArray[Any] | bytes | bytearray | memoryview, *, sample_ra
     # the comparison is false for NaN, too
     if len(samples) and not float(np.abs(samples).max()) <= LOUDEST_SAMPLE:
         raise ValueError("float samples lie in -1..1; this piece has NaN, infinite or huge ones")
-    return np.ascontiguousarray(samples)
+    return samples
