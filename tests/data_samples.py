@@ -8,12 +8,17 @@ import io
 import json
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import media_samples as samples
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
+from tiny import TOKEN_IDS
 
 from thinktalk.media.encode import write_wav
+from thinktalk.train.rows import Row, read_row
+from thinktalk.train.shards import Folder
 
 MEDIA = ("cat.png", "dog.jpg", "bell.wav", "rain.flac", "silent.mp4", "talking.mp4", "spoken.mp3")
 
@@ -218,3 +223,24 @@ def write_shard(path: Path, media: Path) -> None:
             info = tarfile.TarInfo(name)
             info.size = len(members[name])
             tar.addfile(info, io.BytesIO(members[name]))
+
+
+def row_of(*turns: str | list[Any], **more: Any) -> Row:
+    """User and assistant in turns; a turn is its content."""
+    roles = ("user", "assistant")
+    messages = [{"role": roles[n % 2], "content": turn} for n, turn in enumerate(turns)]
+    return read_row({"messages": messages, **more}, find=Folder(Path()))
+
+
+def text(ids: NDArray[np.int64]) -> str:
+    names = {number: token for token, number in TOKEN_IDS.items()}
+    letters = {n: bytes([byte]) for n, byte in byte_of().items()}
+    return b"".join(letters.get(i) or names[i].encode() for i in ids.tolist()).decode()
+
+
+def byte_of() -> dict[int, int]:
+    """The tiny tokenizer's ids are the letters of the byte alphabet in order."""
+    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in visible]
+    letters = {chr(b): b for b in visible} | {chr(256 + n): b for n, b in enumerate(hidden)}
+    return {n: letters[letter] for n, letter in enumerate(sorted(letters))}

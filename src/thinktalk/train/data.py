@@ -27,7 +27,7 @@ from thinktalk.train.examples import Example
 from thinktalk.train.packing import collate, plan_packed, plan_padded
 from thinktalk.train.rows import Row
 from thinktalk.train.shards import Source, chained
-from thinktalk.train.survey import BAD, BadRow, survey
+from thinktalk.train.survey import BAD, BAD_ROW_ERRORS, BadRow, reason_of, survey
 
 LOG = logging.getLogger(__name__)
 
@@ -122,8 +122,8 @@ class Dataset:
             return []
         try:
             return self.maker.make(self.source.row(row))
-        except ValueError as error:
-            self._refuse(row, str(error))
+        except BAD_ROW_ERRORS as error:
+            self._refuse(row, reason_of(error))
             return []
         except Exception as error:  # whatever it is, people must learn which row it is
             raise RuntimeError(f"{self.source.place(row)}: {error}") from error
@@ -196,7 +196,7 @@ class Loader:
     ):
         if batch_tokens is None and batch_size is None:
             raise ValueError("how large is a batch? Give batch_tokens, batch_size or both")
-        if min(batch_tokens or 1, batch_size or 1, workers, ahead) < 1:
+        if any(n is not None and n < 1 for n in (batch_tokens, batch_size, workers, ahead)):
             raise ValueError("batch_tokens, batch_size, workers and ahead must be at least 1")
         if not 0 <= rank < world:
             raise ValueError(f"rank {rank} does not exist among {world}")

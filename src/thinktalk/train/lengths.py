@@ -86,7 +86,7 @@ def _video_tokens(
     film = _film(source, options, processor)
     if film is None:
         return None
-    num_source, seconds, height, width, has_sound = film
+    num_source, seconds, height, width, heard = film
     given = isinstance(source, list | tuple | np.ndarray)
     sampling = Sampling(
         **{
@@ -105,25 +105,25 @@ def _video_tokens(
     count = -(-num_frames // FRAME_FACTOR) * h * w // processor.cell**2
     if options.get("sound") is not None:
         heard = sound_seconds(options["sound"])
-        sound = None if heard is None else _sound_tokens(heard, options)
-    else:
-        sound = _sound_tokens(seconds, options) if hear and has_sound else 0
-    if sound is None:
+    elif not hear:
+        heard = Fraction(0)
+    if heard is None:
         return None
+    sound = _sound_tokens(heard, options)
     return count + (sound + 2 if sound else 0)  # a sounding video has the audio's markers inside
 
 
 def _film(
     source: Any, options: Mapping[str, Any], processor: Processor
-) -> tuple[int, Fraction, int, int, bool] | None:
-    """Frames, seconds, height, width and whether there is sound; None if the header keeps silent.
+) -> tuple[int, Fraction, int, int, Fraction] | None:
+    """Frames, seconds, height, width, and seconds of sound; None if the header keeps silent.
 
     Animated pictures keep silent, too: their length is known once they are read.
     """
     if isinstance(source, list | tuple | np.ndarray):
         rate = Fraction(options.get("fps", processor.video_fps)).limit_denominator(1_000_000)
         height, width = picture_sides(source[0])
-        return len(source), len(source) / rate, height, width, False
+        return len(source), len(source) / rate, height, width, Fraction(0)
     with open_source(source) as opened:
         if is_picture(opened):
             return None
@@ -138,8 +138,12 @@ def _film(
             num_frames = stream.frames or (round(seconds * rate) if rate else 0)
             if not num_frames or not seconds or not stream.height:
                 return None
-            has_sound = media.streams.best("audio") is not None
-            return num_frames, seconds, stream.height, stream.width, has_sound
+            track, heard = media.streams.best("audio"), Fraction(0)
+            if track is not None:
+                heard = seconds
+                if track.duration and track.time_base:
+                    heard = track.duration * track.time_base
+            return num_frames, seconds, stream.height, stream.width, heard
 
 
 def _sound_tokens(seconds: Fraction, options: Mapping[str, Any]) -> int:

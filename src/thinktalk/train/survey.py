@@ -34,6 +34,8 @@ LOG = logging.getLogger(__name__)
 BLOCK_ROWS = 4096
 POLL_S = 0.1
 BAD = -1  # length of a row that cannot be used
+# ValueError says what is wrong; the others come from rows that hold something quite unexpected.
+BAD_ROW_ERRORS = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError)
 
 
 class Measure(Protocol):
@@ -94,12 +96,19 @@ def survey(
     return lengths, [entry for _, entry in sorted(bad, key=lambda pair: pair[0])]
 
 
+def reason_of(error: Exception) -> str:
+    """What is wrong with a row that raised one of BAD_ROW_ERRORS."""
+    if isinstance(error, ValueError):
+        return str(error)
+    return f"it holds something unexpected ({type(error).__name__}: {error})"
+
+
 def _look(source: Source, measure: Measure, row: int) -> int | str:
     """The length of a row, or what is wrong with it."""
     try:
         return measure.measure(source.row(row))
-    except ValueError as error:
-        return str(error)
+    except BAD_ROW_ERRORS as error:
+        return reason_of(error)
     except Exception as error:  # whatever it is, people must learn which row it is
         raise RuntimeError(f"{source.place(row)}: {error}") from error
 
