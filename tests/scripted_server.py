@@ -5,31 +5,41 @@ import base64
 import json
 import queue
 import threading
+from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import thinktalk
 from websockets.datastructures import Headers
+from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 from websockets.sync.server import ServerConnection, serve
 
+import thinktalk
+
 WEB = Path(thinktalk.__file__).parent / "serve" / "web"
-KINDS = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+KINDS = {
+    ".html": "text/html",
+    ".js": "text/javascript",
+    ".css": "text/css",
+    ".svg": "image/svg+xml",
+}
 RATE_HZ = 24_000
 HANGS_S = 120.0  # nothing waits this long unless it hangs
+ENOUGH_EVENTS = 3000  # a minute of sound
 
 
 class ScriptedServer:
     """`with ScriptedServer() as server:` serves on server.url; server.accept() is the next client.
 
-    key: what clients must know, or None. greets: answer connections with session.created.
+    key: what clients must know, or None.
     """
 
     def __init__(self, *, key: str | None = None) -> None:
         self.key = key
-        self.refusals: list[tuple[int, str]] = []  # close codes for the next connections
+        # Close codes, and codes of the error event before, for the next connections.
+        self.refusals: list[tuple[int, str]] = []
         self._clients: queue.Queue[Client] = queue.Queue()
         self._sessions = 0
         self._server = serve(
@@ -55,7 +65,10 @@ class ScriptedServer:
         client = self._clients.get(timeout=HANGS_S)
         self._sessions += 1
         name = session or f"sess_{self._sessions}"
-        client.send("session.created", session={"id": name, "model": "spark", "resume_token": name})
+        client.send(
+            "session.created",
+            session={"id": name, "model": "spark", "resume": {"token": name, "seconds": 60}},
+        )
         return client
 
     def _respond(self, connection: ServerConnection, request: Request) -> Response | None:
@@ -82,13 +95,16 @@ class ScriptedServer:
         )
 
     def _converse(self, connection: ServerConnection) -> None:
-        if self.refusals:
-            connection.close(*self.refusals.pop(0))
-            return
         client = Client(connection)
+        if self.refusals:
+            close, code = self.refusals.pop(0)
+            client.send("error", error={"code": code, "message": code})
+            connection.close(close)
+            return
         self._clients.put(client)
-        for text in connection:
-            client.received.put(json.loads(text))
+        with suppress(ConnectionClosed):
+            for text in connection:
+                client.received.put(json.loads(text))
 
 
 class Client:
@@ -100,14 +116,22 @@ class Client:
         request = connection.request
         assert request is not None
         self.path = request.path
+        self.num_events = 0
+
+    @property
+    def last_event(self) -> str:
+        return f"event_{self.num_events}"
 
     def send(self, kind: str, **fields: Any) -> None:
-        self._connection.send(json.dumps({"type": kind, "event_id": "event_1", **fields}))
+        self.num_events += 1
+        self._connection.send(json.dumps({"type": kind, "event_id": self.last_event, **fields}))
 
     def expect(self, kind: str) -> dict[str, Any]:
         """The next event of this type; those before it are passed over."""
+        passed = []
         while (event := self.received.get(timeout=HANGS_S))["type"] != kind:
-            pass
+            passed.append(event["type"])
+            assert len(passed) < ENOUGH_EVENTS, f"no {kind} among {set(passed)}"
         return event
 
     def close(self, code: int, reason: str = "") -> None:
@@ -135,9 +159,7 @@ class Client:
     def reply_begins(self, response: str, item: str, *, after: str | None = None) -> None:
         self.send("response.created", response={"id": response, "status": "in_progress"})
         message = {"id": item, "type": "message", "role": "assistant", "content": []}
-        self.send(
-            "response.output_item.added", response_id=response, output_index=0, item=message
-        )
+        self.send("response.output_item.added", response_id=response, output_index=0, item=message)
         self.send("conversation.item.added", previous_item_id=after, item=message)
 
     def reply_says(self, response: str, item: str, *, text: str, samples: np.ndarray) -> None:

@@ -7,6 +7,7 @@ import { Dialogue } from "./dialogue.js";
 import { Figures } from "./figures.js";
 import { History } from "./history.js";
 import { Notices, sentence } from "./notices.js";
+import { ConnectionError } from "./realtime.js";
 import { Settings } from "./settings.js";
 import { Strip } from "./strip.js";
 import { Tray } from "./tray.js";
@@ -49,7 +50,7 @@ async function startTalking() {
   try {
     await dialogue.talk();
   } catch (error) {
-    notices.show(sentence(error, "microphone"), { about: "microphone" });
+    complain(error, "microphone");
   }
 }
 
@@ -125,7 +126,7 @@ at("composer").onsubmit = async (event) => {
   } catch (error) {
     at("words").value = text; // nothing that was written is lost
     tray.put(parts.filter((part) => part.kind !== "text" && part.url !== still));
-    notices.show(sentence(error, "loudspeaker"), { about: "dialogue" });
+    complain(error, "loudspeaker");
   }
 };
 
@@ -162,12 +163,12 @@ document.ondrop = (event) => {
 
 for (const source of ["camera", "screen"]) {
   at(source).onclick = async () => {
-    notices.clear("camera");
+    notices.clear(source);
     try {
       if (camera.source === source) camera.close();
       else await camera.open(source);
     } catch (error) {
-      notices.show(sentence(error, source), { about: "camera" });
+      complain(error, source);
     }
     showCamera();
   };
@@ -185,7 +186,9 @@ function showCamera() {
 
 async function settingChanged(name) {
   if (name === "key") {
-    if ((await settings.load()) === 200) notices.clear("connection");
+    if ((await settings.load()) !== 200) return;
+    notices.clear("connection");
+    if (dialogue.microphone.isOpen) connect();
   } else dialogue.update(name);
   if (name === "turns") showTalk();
 }
@@ -199,8 +202,7 @@ at("quiet").onclick = () => {
   speaker.setQuiet(!speaker.quiet);
   at("quiet").setAttribute("aria-pressed", String(speaker.quiet));
 };
-at("fresh").onclick = () =>
-  dialogue.fresh().catch((error) => notices.show(error.message, { about: "connection" }));
+at("fresh").onclick = () => dialogue.fresh().catch((error) => complain(error, "microphone"));
 
 // ---- what happens
 
@@ -251,10 +253,16 @@ function connectionChanged(state, { message, resumed }) {
   else if (state === "lost") notices.show(LOST, { about });
   else if (state === "key") askForKey(message);
   else if (state === "failed") {
-    const run = () => dialogue.realtime.connect().catch(() => {}); // told by the next state
-    notices.show(message, { about, action: { title: "Try again", run } });
+    notices.show(message, { about, action: { title: "Try again", run: connect } });
   }
   if (state === "lost") interrupted = true;
+}
+
+const connect = () => dialogue.realtime.connect().catch((error) => complain(error));
+
+/** Says what failed; what became of the connection is said where its state changes. */
+function complain(error, what) {
+  if (!(error instanceof ConnectionError)) notices.show(sentence(error, what), { about: what });
 }
 
 function askForKey(message) {

@@ -4,7 +4,7 @@ import { decodePcm, toMs } from "./sound.js";
 
 /** What one side said at a time.
 
-    A user's turn: parts (parts.js) of what was typed or dropped; or spoken, with its transcript as
+    A user's turn: parts (messages.js) of what was typed or dropped; or spoken, with its transcript as
     text, and state "hearing", "heard" (its transcript may come), "".
     A reply: text as far as the server has written it, spoken (or to be spoken soon), pieces of its
     sound (Int16Array). state:
@@ -16,7 +16,7 @@ export class Turn {
     Object.assign(this, { id, role, text: "", parts: [], spoken: false, state: "" });
     if (role === "reply") {
       Object.assign(this, { state: "thinking", pieces: [], audioMs: 0, heardMs: 0, live: true });
-      Object.assign(this, { whole: false, cutMs: null, kept: false, latencyMs: null, note: "" });
+      Object.assign(this, { waiting: [], whole: false, cutMs: null, kept: false, latencyMs: null, note: "" });
     }
     Object.assign(this, fields);
   }
@@ -31,13 +31,32 @@ export class Turn {
   /** Nothing more will come; whole: and nothing is missing. */
   close(whole) {
     this.whole = whole;
-    if (this.state !== "over") this.state = this.pieces.length ? "written" : "over";
+    if (this.state === "over") return;
+    if (this.pieces.length) this.state = "written";
+    else this.#end();
+  }
+
+  /** It was heard to its end. */
+  played() {
+    this.heardMs = this.audioMs;
+    this.#end();
   }
 
   /** It was interrupted after so much of it had been heard. */
   cut(heardMs) {
     this.cutMs = Math.min(heardMs, Math.floor(this.audioMs));
+    this.#end();
+  }
+
+  /** Resolves when it is over. */
+  get ended() {
+    if (this.state === "over") return Promise.resolve();
+    return new Promise((resolve) => this.waiting.push(resolve));
+  }
+
+  #end() {
     this.state = "over";
+    for (const resolve of this.waiting.splice(0)) resolve();
   }
 }
 

@@ -219,8 +219,8 @@ export class Dialogue {
     }
     this.replies.finish(reply);
     this.conversation.onchange(reply);
-    // So that what is spoken next can refer to it.
-    this.#tell(turn);
+    await reply.ended; // what was not heard is not told
+    this.#tell(turn); // so that what is spoken next can refer to it
     this.#tell(reply);
   }
 

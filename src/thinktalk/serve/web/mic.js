@@ -21,7 +21,10 @@ export class Microphone {
   }
 
   close() {
-    this.node?.port.postMessage("close");
+    if (this.node) {
+      this.node.port.onmessage = null; // what is under way was said after the end
+      this.node.port.postMessage("close");
+    }
     this.stream?.getTracks().forEach((track) => track.stop());
     this.context?.close();
     this.context = this.stream = this.node = null;

@@ -10,6 +10,7 @@ const ABOUT_DEVICES = {
   OverconstrainedError: (what) => `No ${what} was found that fits. Plug one in, then try again.`,
   SecurityError: (what) =>
     `Browsers give the ${what} only to pages over https or on localhost. Open this page that way.`,
+  AbortError: () => "The server cannot be reached. Reload the page when it is there again.",
   NotSupportedError: (what) => `This browser cannot share a ${what}.`,
 };
 

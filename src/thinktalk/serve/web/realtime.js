@@ -11,6 +11,9 @@ const BACKLOG_BYTES = 400_000; // six seconds of unsent sound: nobody takes it a
 /** The longest event that a server takes: OpenAI's and ours allow 16 MiB. */
 export const LONGEST_EVENT = 15_000_000;
 
+/** Why connect() gave up; the state that it ended in has told it already. */
+export class ConnectionError extends Error {}
+
 /** States that onstate(state, detail) tells; detail is {message?, resumed?}.
     "connecting", "open", "lost" and "full" (both try again by themselves), "key" (the server
     wants one, or another), "failed" (connect() tries again), "idle". */
@@ -88,7 +91,7 @@ export class Realtime {
     if (event.type === "session.created") this.#greeted(event.session);
     else this.lastEvent = event.event_id;
     this.lastError = event.type === "error" ? event.error : null; // why a close may follow
-    this.onevent(event);
+    if (this.isOpen) this.onevent(event);
   }
 
   #greeted(session) {
@@ -152,7 +155,7 @@ export class Realtime {
 
   #refuse(message) {
     this.waiting?.promise.catch(() => {}); // whoever waits is told; nobody need wait
-    this.waiting?.reject(new Error(message));
+    this.waiting?.reject(new ConnectionError(message));
     this.waiting = null;
   }
 

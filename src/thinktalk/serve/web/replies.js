@@ -73,7 +73,7 @@ export class Replies {
   #ended(id) {
     const turn = this.conversation.find(id);
     if (!turn || turn.state === "over") return;
-    Object.assign(turn, { state: "over", heardMs: turn.audioMs });
+    turn.played();
     this.conversation.onchange(turn);
   }
 }
