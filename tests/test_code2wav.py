@@ -19,7 +19,7 @@ from recorded_voice import (
 from torch import Tensor
 
 from thinktalk.config import Token2WavConfig
-from thinktalk.model.code2wav import Token2Wav, VoiceState, frame_noise
+from thinktalk.model.code2wav import Token2Wav, VoiceState, frame_noise, group_blocks
 
 RECORDED = recorded_network()
 
@@ -40,7 +40,7 @@ DIT = NETWORK.code2wav_dit_model
 FULL_CONTEXT = NETWORK.code2wav_bigvgan_model.context_frames
 EULER = DIT.schedule("euler")
 VOICE = {"cond": COND[:1], "ref_mel": REF_MEL[:1]}
-LONG = torch.cat((IDS[0], IDS[1]))[None]  # 58 ids: four blocks of 12 and a short one
+LONG = torch.cat((IDS[0], IDS[1]))[None]  # 58 ids: blocks 0, 1, 2 with 3, and a short one
 
 
 def test_reference() -> None:
@@ -83,12 +83,11 @@ def live(
     ids: Tensor = LONG,
     *,
     context_frames: int | None = None,
-    seed: int = 0,
     network: Token2Wav = NETWORK,
-) -> Tensor:
-    """ids [1,n] arriving in portions -> the samples [1, n * samples_per_id], block by block."""
+) -> list[Tensor]:
+    """ids [1,n] arriving in portions -> the samples [k] of every step."""
     state = network.new_state(1, EULER, context_frames=context_frames)
-    state.reset(0, voice=network.voice(**VOICE, schedule=EULER)[0], seed=seed)
+    state.reset(0, voice=network.voice(**VOICE, schedule=EULER)[0], seed=0)
     waves, arrived, left = [], 0, ids.shape[1]
     for portion in (*arrivals, 0):
         arrived, left = arrived + portion, left - portion
@@ -98,35 +97,39 @@ def live(
             assert start + count <= arrived
             waves += network.step(state, window, counts=torch.tensor([count]), schedule=EULER)
     assert left == 0
-    return torch.cat(waves)[None]
+    return waves
 
 
-@pytest.mark.parametrize("length", (1, 11, 12, 13, 23, 24, 25, 36, 58))
+@pytest.mark.parametrize("length", (1, 11, 12, 13, 23, 24, 25, 36, 47, 48, 49, 58, 98))
 def test_arrival_does_not_matter(length: int) -> None:
     """Bit for bit; and up to rounding the same as the whole utterance at once."""
-    ids = LONG[:, :length]
-    once = live([length], ids, context_frames=FULL_CONTEXT)
-    assert once.shape == (1, length * NETWORK.samples_per_id)
-    for portion in (1, 5, 12, 13):
+    ids = torch.cat((LONG, LONG.flip(1)), dim=1)[:, :length]
+    once = torch.cat(live([length], ids, context_frames=FULL_CONTEXT))
+    assert once.shape == (length * NETWORK.samples_per_id,)
+    for portion in (1, 5, 12, 37):
         full, rest = divmod(length, portion)
         arrivals = [portion] * full + [rest] * (rest > 0)
-        assert torch.equal(live(arrivals, ids, context_frames=FULL_CONTEXT), once)
+        waves = live(arrivals, ids, context_frames=FULL_CONTEXT)
+        assert torch.equal(torch.cat(waves), once)
     whole = NETWORK.synthesize(ids, **VOICE)
-    assert (once - whole).abs().max() < 1e-6
+    assert (once - whole[0]).abs().max() < 1e-6
+
+
+def test_groups_begin_small_and_grow() -> None:
+    assert [group_blocks(block) for block in (0, 1, 2, 4, 8, 400)] == [1, 1, 2, 4, 4, 4]
+    with pytest.raises(AssertionError, match="begins at 3"):
+        group_blocks(3)
+    for block, ids in ((0, 24), (1, 36), (2, 60), (4, 108), (8, 156)):
+        due = NETWORK.block_due(ids, blocks=block, finished=False)
+        assert due == ids - 12 * block  # the group and one block more
+        assert NETWORK.block_due(ids - 1, blocks=block, finished=False) == 0
+        assert NETWORK.block_due(ids - 1, blocks=block, finished=True) == due - 1
+    assert NETWORK.block_due(59, blocks=5, finished=True) == 0
 
 
 def test_samples_come_as_early_as_the_context_allows() -> None:
-    state = NETWORK.new_state(1, EULER, context_frames=20)
-    state.reset(0, voice=NETWORK.voice(**VOICE, schedule=EULER)[0], seed=0)
-    sizes = []
-    for block in range(5):
-        window = LONG[:, 12 * block : 12 * block + 24]
-        counts = torch.tensor([window.shape[1]])
-        (samples,) = NETWORK.step(state, window, counts=counts, schedule=EULER)
-        sizes.append(len(samples) // 240)
-    assert sizes == [4, 24, 24, 24, 20 + 20]  # the last block has 10 ids
-    assert NETWORK.block_due(23, blocks=0, finished=False) == 0
-    assert NETWORK.block_due(24, blocks=0, finished=False) == 24
+    frames = [len(samples) // 240 for samples in live([58], context_frames=20)]
+    assert frames == [4, 24, 48, 20 + 20]  # the last block has 10 ids
 
 
 def test_practical_context(record_property: Callable[[str, object], None]) -> None:
@@ -136,7 +139,7 @@ def test_practical_context(record_property: Callable[[str, object], None]) -> No
     whole = RECORDED.synthesize(LONG, **VOICE)
     errors = []
     for frames in (context, context // 2):
-        wave = live([58], context_frames=frames, network=RECORDED)
+        wave = torch.cat(live([58], context_frames=frames, network=RECORDED))
         errors.append(float((wave - whole).abs().max() / whole.abs().max()))
     record_property("relative errors at the practical context, at half of it", errors)
     assert 0 < errors[0] < 2e-5 < errors[1]
@@ -190,30 +193,27 @@ def test_rows_in_different_phases_do_not_know_of_each_other() -> None:
     voices = NETWORK.voice(COND, REF_MEL, EULER)
     state = NETWORK.new_state(2, EULER, context_frames=FULL_CONTEXT)
     state.reset(0, voice=voices[0], seed=1)
-    early = []
-    for block in range(2):
-        early += step_rows(state, [0], [LONG[0, 12 * block :]])
-    state.reset(1, voice=voices[1], seed=2)
-    together = [
-        step_rows(state, [0, 1], [LONG[0, 12 * b + 24 :], IDS[1, 12 * b :]]) for b in (0, 1)
-    ]
-    (last,) = step_rows(state, [1], [IDS[1, 24:]])
-    first_row = torch.cat([*early, together[0][0], together[1][0]])
-    second_row = torch.cat([together[0][1], together[1][1], last])
-    for row, (got, ids) in enumerate(((first_row, LONG), (second_row, IDS[1:]))):
+    waves: list[list[Tensor]] = [[], []]
+    for turn, rows in enumerate(([0], [0], [0, 1], [1, 0], [1])):
+        if turn == 2:
+            state.reset(1, voice=voices[1], seed=2)
+        for row, wave in zip(rows, step_rows(state, rows), strict=True):
+            waves[row].append(wave)
+    for row, ids in enumerate((LONG, IDS[1:])):
         given = {"cond": COND[row : row + 1], "ref_mel": REF_MEL[row : row + 1]}
-        alone = NETWORK.synthesize(ids, **given, seed=row + 1)[0, : len(got)]
+        alone, got = NETWORK.synthesize(ids, **given, seed=row + 1)[0], torch.cat(waves[row])
+        assert got.shape == alone.shape
         assert (got - alone).abs().max() < 1e-6
-    assert len(second_row) == 29 * NETWORK.samples_per_id
 
 
-def step_rows(state: VoiceState, rows: list[int], rests: list[Tensor]) -> list[Tensor]:
-    """Renders the next block of some rows; rests: their ids from that block on."""
+def step_rows(state: VoiceState, rows: list[int]) -> list[Tensor]:
+    """Renders what comes next of LONG in row 0, of IDS[1] in row 1."""
     part = state.rows(rows)
-    counts = torch.tensor([min(len(rest), 24) for rest in rests])
-    ids = torch.stack(
-        [torch.nn.functional.pad(rest[:24], (0, max(0, 24 - len(rest)))) for rest in rests]
-    )
+    ids, counts = torch.zeros(len(rows), 60, dtype=torch.int64), torch.zeros(len(rows)).long()
+    for i, row in enumerate(rows):
+        utterance, blocks = (LONG[0], IDS[1])[row], int(part.blocks[i])
+        counts[i] = NETWORK.block_due(len(utterance), blocks=blocks, finished=True)
+        ids[i, : counts[i]] = utterance[12 * blocks :][: counts[i]]
     waves = NETWORK.step(part, ids, counts=counts, schedule=EULER)
     state.write(rows, part)
     return waves

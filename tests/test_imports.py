@@ -27,7 +27,7 @@ TABLE = {
     "model": (
         "model.__init__ model.layers model.cache model.tmrope model.audio model.vision"
         " model.decoder model.thinker model.talker model.omni model.speaker model.dit"
-        " model.bigvgan model.code2wav model.speech_tokenizer",
+        " model.dit_layer model.flow model.bigvgan model.code2wav model.speech_tokenizer",
         "config",
         "os io pathlib time datetime json safetensors huggingface_hub asyncio threading",
     ),

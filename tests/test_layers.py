@@ -12,6 +12,7 @@ from thinktalk.model.layers import (
     apply_rotary,
     attend,
     join_heads,
+    large_products,
     rotary_frequencies,
     split_heads,
 )
@@ -105,3 +106,23 @@ def test_heads() -> None:
     heads = split_heads(x, 4)
     assert heads.shape == (2, 3, 3, 4) and torch.equal(heads[:, 1, 2], x[:, 2, 4:8])
     assert torch.equal(join_heads(heads), x)
+
+
+def test_large_products_stay_exact_and_are_only_inside() -> None:
+    """Whoever computes them, float32 is float32; and afterwards all is as it was."""
+    torch.manual_seed(0)
+    products = torch.backends.mkldnn.matmul  # pyright: ignore[reportAttributeAccessIssue]
+    before = products.fp32_precision
+    x, weight = torch.randn(96, 240), torch.randn(720, 240)
+    exact = (x.double() @ weight.double().T).float()
+
+    @large_products()
+    def product() -> Tensor:
+        return torch.nn.functional.linear(x, weight)
+
+    for _ in range(2):  # a decorator serves every call
+        assert (product() - exact).abs().max() < 1e-6 * exact.abs().max()
+    assert products.fp32_precision == before
+    with pytest.raises(ZeroDivisionError), large_products():
+        raise ZeroDivisionError
+    assert products.fp32_precision == before

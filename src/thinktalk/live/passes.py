@@ -280,7 +280,7 @@ class Passes:
     # ---- the voice
 
     def voice(self, work: Sequence[tuple[Reply, int]]) -> list[Tensor]:
-        """The next block of every reply, from so many of its ids: its samples that are certain."""
+        """The next blocks of every reply, from so many of its ids: its samples that are certain."""
         size = self.token2wav.config.dit_config.codes_per_block
         slots = [reply.slot for reply, _ in work if reply.slot is not None]
         width = max(count for _, count in work)
@@ -288,12 +288,13 @@ class Passes:
         for row, (reply, count) in zip(ids, work, strict=True):
             first = reply.blocks * size
             row[:count] = torch.tensor(reply.codec_ids[first : first + count])
-            reply.blocks += 1
-            reply.voice_done = reply.codec_done and reply.blocks * size >= len(reply.codec_ids)
         state = self.voices.rows(slots)
         counts = torch.tensor([count for _, count in work])
         waves = self.token2wav.step(state, ids, counts=counts, schedule=self.schedule)
         self.voices.write(slots, state)
+        for (reply, _), blocks in zip(work, state.blocks.tolist(), strict=True):
+            reply.blocks = blocks
+            reply.voice_done = reply.codec_done and blocks * size >= len(reply.codec_ids)
         return waves
 
 

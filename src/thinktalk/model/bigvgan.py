@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from thinktalk.config import BigVGANConfig
+from thinktalk.model.layers import large_products
 
 MIN_DB = -115.0  # the mel, in decibel, is clamped here and scaled to -1..1
 REFERENCE_DB = 20.0
@@ -46,6 +47,7 @@ class BigVGAN(nn.Module):
         like = self.conv_pre.weight
         self.up_band, self.down_band = (band.to(like) for band in resampling_bands())
 
+    @large_products()
     def forward(self, mel: Tensor) -> Tensor:
         """Natural-log mel [B,M,T] -> samples [B, T * samples_per_frame] in -1..1."""
         assert mel.shape[1] == self.config.mel_dim, (mel.shape, self.config.mel_dim)

@@ -8,19 +8,25 @@ modeling_qwen2_5_omni.py; the shape of the network is F5-TTS (Chen et al. 2024).
 """
 
 import math
-from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from thinktalk.config import DiTConfig
-from thinktalk.model.layers import attend, join_heads, rotary_frequencies, split_heads
+from thinktalk.model.dit_layer import Layer, Layout, modulated, modulation_linear, pairs
+from thinktalk.model.flow import (
+    Modulations,
+    Schedule,
+    Solver,
+    evaluation_times,
+    integrate,
+    time_points,
+)
+from thinktalk.model.layers import large_products, rotary_frequencies
 from thinktalk.model.speaker import Ecapa
 
-Solver = Literal["euler", "rk4"]
 NUM_TIME_FREQUENCIES = 128
-NORM_EPS = 1e-6
 
 
 class DiT(nn.Module):
@@ -38,7 +44,7 @@ class DiT(nn.Module):
             )
             for i in range(config.num_hidden_layers)
         )
-        self.norm_out = _modulation(config.hidden_size, 2)
+        self.norm_out = modulation_linear(config.hidden_size, 2)
         self.proj_out = nn.Linear(config.hidden_size, config.mel_dim)
 
     def forward(
@@ -75,7 +81,7 @@ class DiT(nn.Module):
         cond: Tensor,
         ref_mel: Tensor,
         noise: Tensor,
-        schedule: "Schedule",
+        schedule: Schedule,
         lengths: Tensor | None = None,
     ) -> Tensor:
         """The reference's sampler over whole utterances: codes [B,n], noise [B,T,M] -> mel [B,T,M].
@@ -111,7 +117,7 @@ class DiT(nn.Module):
         codes = torch.stack([codes, torch.zeros_like(codes)][:branches], dim=1)
         return self.context(codes.flatten(0, 1), voice.flatten(0, 1))
 
-    def modulations(self, times: Tensor) -> "Modulations":
+    def modulations(self, times: Tensor) -> Modulations:
         """times [K] -> all that the network needs to know of them."""
         time = F.silu(self.time_embed(times))
         norms = [*(layer.attn_norm for layer in self.transformer_blocks), self.norm_out]
@@ -120,21 +126,19 @@ class DiT(nn.Module):
     @torch.no_grad()
     def schedule(
         self, solver: Solver, *, num_points: int = 10, guidance: float = 0.5, sway: float = -1.0
-    ) -> "Schedule":
+    ) -> Schedule:
         """When the solver evaluates the velocity, with all modulations computed.
 
         num_points >= 2 times from 0 to 1, moved towards 0 by `sway` (0 leaves them equidistant).
         guidance: how far the velocity is moved away from that of the branch without codes and
         voice; at 0 that branch is not computed.
         """
-        points = torch.linspace(0, 1, num_points, device=self.proj_out.weight.device)
-        points = points + sway * (torch.cos(torch.pi / 2 * points) - 1 + points)
-        starts, steps = points[:-1], points.diff()
-        within = [starts, starts + steps / 3, starts + steps * 2 / 3, points[1:]]
-        times = torch.stack(within, dim=1).flatten() if solver == "rk4" else starts
+        points = time_points(num_points, sway=sway)
+        times = evaluation_times(solver, points).to(self.proj_out.weight.device)
         modulations = self.modulations(times)
         each = [[values[i : i + 1] for values in modulations] for i in range(len(times))]
-        return Schedule(solver, steps.tolist(), each, guidance, 2 if guidance >= 1e-5 else 1)
+        steps = points.diff().tolist()
+        return Schedule(solver, steps, each, guidance, 2 if guidance >= 1e-5 else 1)
 
     def layout(
         self,
@@ -144,7 +148,7 @@ class DiT(nn.Module):
         lengths: Tensor | None = None,
         first: Tensor | None = None,
         has_past: Tensor | None = None,
-    ) -> "Layout":
+    ) -> Layout:
         """Which frames exist and see each other. lengths: int64 [B] frames that exist per row;
         first: int64 [B] position of the first frame; has_past: bool [B] whether the look-back
         layers will be given the block before the first."""
@@ -158,7 +162,7 @@ class DiT(nn.Module):
         before = beyond if has_past is None else has_past[:, None, None].expand_as(beyond)
         # a block that is padding altogether looks at itself: a softmax over nothing is NaN
         own = valid | ~valid.any(-1, keepdim=True)
-        back = _pairs(torch.cat((before, own), dim=1))
+        back = pairs(torch.cat((before, own), dim=1))
         ahead = torch.cat((own, torch.cat((valid[:, 1:], beyond), dim=1)), dim=2)
         positions = place.view(1, blocks, size)
         if first is not None:
@@ -174,20 +178,22 @@ class DiT(nn.Module):
         inner = self.config.num_attention_heads * self.config.head_dim
         return self.config.block_size, 2 * inner
 
+    @large_products()
     def solve(
         self,
         noise: Tensor,
         context: Tensor,
-        layout: "Layout",
-        schedule: "Schedule",
+        layout: Layout,
+        schedule: Schedule,
         *,
         past: Tensor | None = None,
+        kept: int = 1,
     ) -> tuple[Tensor, Tensor]:
         """From noise [B,T,M] to mel [B,T,M], in the noise's dtype; context [B*branches,T,D].
 
-        Also returns what the next block will need of the first one: its keys and values in every
-        evaluation [B*branches,evaluations,L,S,2*H*head_dim], see velocity; past: the same of the
-        block before the first.
+        Also returns what the block behind the first `kept` ones will need of the last of them: its
+        keys and values in every evaluation [B*branches,evaluations,L,S,2*H*head_dim], see velocity.
+        past: the same of the block before the first.
         """
         seen: list[Tensor] = []
 
@@ -195,35 +201,30 @@ class DiT(nn.Module):
             number = len(seen)
             before = None if past is None else past[:, number]
             y = y.repeat_interleave(schedule.branches, dim=0)
-            v, first = self.velocity(y, context, schedule.modulations[number], layout, before)
-            seen.append(first)
+            modulations = schedule.modulations[number]
+            v, last = self.velocity(y, context, modulations, layout, past=before, kept=kept)
+            seen.append(last)
             if schedule.branches == 1:
                 return v
             with_codes, without = v.unflatten(0, (-1, 2)).unbind(1)
             return with_codes + (with_codes - without) * schedule.guidance
 
-        y = noise
-        for d in schedule.steps:
-            if schedule.solver == "euler":
-                y = y + d * slope(y)
-            else:  # Runge-Kutta of order 4, the 3/8 rule
-                k1 = slope(y)
-                k2 = slope(y + d * k1 / 3)
-                k3 = slope(y + d * (k2 - k1 / 3))
-                k4 = slope(y + d * (k1 - k2 + k3))
-                y = y + d * (k1 + 3 * (k2 + k3) + k4) / 8
-        return y, torch.stack(seen, dim=1)
+        return integrate(noise, slope, schedule), torch.stack(seen, dim=1)
 
     def velocity(
         self,
         mel: Tensor,
         context: Tensor,
-        modulations: "Modulations",
-        layout: "Layout",
+        modulations: Modulations,
+        layout: Layout,
+        *,
         past: Tensor | None = None,
+        kept: int = 1,
     ) -> tuple[Tensor, Tensor]:
-        """mel [B,T,M], context [B,T,D] -> velocity [B,T,M], and the keys and values of the first
-        block in the L look-back layers [B,L,S,2*H*head_dim]; past: the same of the block before.
+        """mel [B,T,M], context [B,T,D] -> velocity [B,T,M], and the keys and values of block number
+        kept - 1 in the L look-back layers [B,L,S,2*H*head_dim].
+
+        past: the same of the block before the first, where the layout says that there is one.
         """
         frames, size = mel.shape[1], self.config.block_size
         x = self.input_embed.mel(mel.to(context.dtype)) + context
@@ -232,90 +233,12 @@ class DiT(nn.Module):
         for index, layer in enumerate(self.transformer_blocks):
             looks_back = index in self.config.look_backward_layers
             before = past[:, len(seen)] if looks_back and past is not None else None
-            x, first = layer(x, modulations[index], layout, before)
-            seen += [first] if looks_back else []
+            x, kv = layer(x, modulations[index], layout, before)
+            seen += [] if kv is None else [kv[:, kept - 1]]
         scale, shift = modulations[-1].chunk(2, dim=-1)  # in this order, unlike in the layers
-        x = torch.addcmul(shift, _norm(x), 1 + scale)
-        first = torch.stack(seen, 1) if seen else x.new_empty(len(x), 0, *self.carry_shape)
-        return self.proj_out(x).flatten(1, 2)[:, :frames].to(mel.dtype), first
-
-
-# Per layer six vectors and at the end two, side by side: each tensor [K,1,1,6*D or 2*D], for K
-# times (one, or one per row).
-Modulations = list[Tensor]
-
-
-class Schedule(NamedTuple):
-    solver: Solver
-    steps: list[float]  # lengths of the steps; their sum is 1
-    modulations: list[Modulations]  # of every evaluation: one a step for euler, four for rk4
-    guidance: float
-    branches: int  # 2 with guidance, 1 without
-
-
-class Layout(NamedTuple):
-    """Masks [B*N,1,1,keys], True where a key exists, and rotary angles [1 or B,N,S,head_dim/2]."""
-
-    own: Tensor
-    back: Tensor
-    ahead: Tensor
-    cos: Tensor
-    sin: Tensor
-
-
-class Layer(nn.Module):
-    """Attention and feed-forward, each between a modulated norm and a gate (AdaLN-Zero)."""
-
-    def __init__(self, config: DiTConfig, *, back: bool, ahead: bool):
-        super().__init__()
-        dim, inner = config.hidden_size, config.ff_mult * config.hidden_size
-        self.attn_norm = _modulation(dim, 6)
-        self.attn = Attention(config, back=back, ahead=ahead)
-        up, down = nn.Linear(dim, inner), nn.Linear(inner, dim)
-        parts = up, nn.GELU(approximate="tanh"), nn.Identity(), down
-        self.ff = nn.ModuleDict({"ff": nn.Sequential(*parts)})
-
-    def forward(
-        self, x: Tensor, modulation: Tensor, layout: Layout, past: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """x [B,N,S,D], modulation [1 or B,1,1,6*D]; past and the second result: see Attention."""
-        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = modulation.chunk(6, dim=-1)
-        y, first = self.attn(torch.addcmul(shift_a, _norm(x), 1 + scale_a), layout, past)
-        x = torch.addcmul(x, gate_a, y)
-        y = self.ff["ff"](torch.addcmul(shift_f, _norm(x), 1 + scale_f))
-        return torch.addcmul(x, gate_f, y), first
-
-
-class Attention(nn.Module):
-    """Within blocks; with `back` also to the block before, with `ahead` to the block after."""
-
-    def __init__(self, config: DiTConfig, *, back: bool, ahead: bool):
-        super().__init__()
-        inner = config.num_attention_heads * config.head_dim
-        self.to_q = nn.Linear(config.hidden_size, inner)
-        self.to_k = nn.Linear(config.hidden_size, inner)
-        self.to_v = nn.Linear(config.hidden_size, inner)
-        self.to_out = nn.Sequential(nn.Linear(inner, config.hidden_size))
-        self.head_dim = config.head_dim
-        self.back, self.ahead = back, ahead
-        if back and ahead:
-            raise ValueError("config.json: a layer of the DiT may look back or ahead, not both")
-
-    def forward(self, x: Tensor, layout: Layout, past: Tensor | None) -> tuple[Tensor, Tensor]:
-        """x [B,N,S,D]; past: keys beside values of the block before the first [B,S,2*H*head_dim],
-        only with `back`. Returns x's shape, and keys beside values of the first block."""
-        q = rotate_first_head(self.to_q(x), layout)
-        kv = torch.cat((rotate_first_head(self.to_k(x), layout), self.to_v(x)), dim=-1)
-        first, mask = kv[:, 0], layout.own
-        if self.back:
-            before = torch.zeros_like(first) if past is None else past
-            kv, mask = _pairs(torch.cat((before[:, None], kv), dim=1)), layout.back
-        elif self.ahead:
-            beyond = torch.zeros_like(kv[:, :1])
-            kv, mask = _pairs(torch.cat((kv, beyond), dim=1)), layout.ahead
-        heads = (split_heads(t.flatten(0, 1), self.head_dim) for t in (q, *kv.chunk(2, dim=-1)))
-        y = attend(*heads, mask=mask)  # [B*N,H,S,head_dim]
-        return self.to_out(join_heads(y).view_as(q)), first
+        velocity = self.proj_out(modulated(x, shift, scale)).flatten(1, 2)[:, :frames]
+        last = torch.stack(seen, 1) if seen else x.new_empty(len(x), 0, *self.carry_shape)
+        return velocity.to(mel.dtype), last
 
 
 class TimeEmbedding(nn.Module):
@@ -372,29 +295,3 @@ class Rotary(nn.Module):
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         angles = positions[..., None].float() * self.inv_freq.float()
         return angles.cos(), angles.sin()
-
-
-def rotate_first_head(x: Tensor, layout: Layout) -> Tensor:
-    """x [B,N,S,H*head_dim]: head 0 is rotated by interleaved pairs, the others have no positions.
-
-    Its pairs come out as two halves, which is the same to a product of a query and a key.
-    """
-    width = 2 * layout.cos.shape[-1]
-    cos, sin = layout.cos.to(x.dtype), layout.sin.to(x.dtype)
-    even, odd = x[..., 0:width:2], x[..., 1:width:2]
-    rotated = even * cos - odd * sin, odd * cos + even * sin
-    return torch.cat((*rotated, x[..., width:]), dim=-1)
-
-
-def _pairs(x: Tensor) -> Tensor:
-    """Every block with the one after it: [B,N+1,S,...] -> [B,N,2S,...]."""
-    return torch.cat((x[:, :-1], x[:, 1:]), dim=2)
-
-
-def _norm(x: Tensor) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:], eps=NORM_EPS)
-
-
-def _modulation(dim: int, count: int) -> nn.ModuleDict:
-    """From a time to `count` vectors side by side, under its official name."""
-    return nn.ModuleDict({"linear": nn.Linear(dim, count * dim)})

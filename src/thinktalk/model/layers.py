@@ -3,6 +3,10 @@
 Shapes: B rows, T new tokens, S keys, H heads, K key/value heads, D head size.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -42,8 +46,10 @@ def attend(
     query heads are shared by equal groups.
     """
     assert q.shape[1] % k.shape[1] == 0, (q.shape, k.shape)
-    if q.requires_grad and q.device.type == "cpu":
-        # measured: the fused kernel's backward is 2 to 10 times slower than the plain products
+    short = 1 < q.shape[2] <= 32 and k.shape[2] <= 64
+    if q.device.type == "cpu" and (q.requires_grad or short):
+        # measured: the fused kernel's backward is 2 to 10 times slower than the plain products,
+        # and its own products inside are small ones that do not profit from `large_products`
         return _attend_plainly(q, k, v, mask=mask, causal=causal)
     grouped = q.shape[1] != k.shape[1]
     return F.scaled_dot_product_attention(
@@ -62,6 +68,38 @@ def _attend_plainly(
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
     return scores.softmax(-1).to(v.dtype) @ v
+
+
+_PRODUCTS = torch.backends.mkldnn.matmul  # pyright: ignore[reportAttributeAccessIssue]
+_ALLOWED = "bf16"  # makes torch ask oneDNN, which then may round the factors to bfloat16
+
+
+@contextmanager
+def large_products() -> Iterator[None]:
+    """Inside, float32 matrix products on a CPU are oneDNN's, if that computes them in float32.
+
+    MKL, which torch asks otherwise, leaves AVX-512 unused on CPUs that are not Intel's: there the
+    products of DiT and vocoder take twice as long. But those with a single row take a third of the
+    time in MKL, so this is for networks that always have many. Also usable as a decorator.
+    """
+    if not _onednn_is_exact():
+        yield
+        return
+    before, _PRODUCTS.fp32_precision = _PRODUCTS.fp32_precision, _ALLOWED
+    try:
+        yield
+    finally:
+        _PRODUCTS.fp32_precision = before
+
+
+@cache
+def _onednn_is_exact() -> bool:
+    """Whether it does not round, though it may; it has no use for that on CPUs without AMX."""
+    before, _PRODUCTS.fp32_precision = _PRODUCTS.fp32_precision, _ALLOWED
+    fine = torch.full((256, 256), 1 + 2**-12)  # bfloat16 rounds that to 1
+    exact = torch.equal(fine @ torch.eye(256), fine)
+    _PRODUCTS.fp32_precision = before
+    return exact
 
 
 def rotary_frequencies(dim: int, *, theta: float, device: torch.device | None = None) -> Tensor:
