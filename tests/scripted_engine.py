@@ -279,8 +279,9 @@ class ScriptedSession:
             self._begin(*self.wanted.popleft())
 
     def _begin(self, name: str, text: str | None) -> None:
-        script = [Say(text), Sing(self.engine.say_ms)] if text is not None else list(self.engine.script(self))
-        self.reply = Reply(name, f"{self._id}_item{next(self.numbers)}", deque(script))
+        said = None if text is None else (Say(text), Sing(self.engine.say_ms))
+        steps = deque(said or self.engine.script(self))
+        self.reply = Reply(name, f"{self._id}_item{next(self.numbers)}", steps)
         self._tell(api.ResponseStarted, **self._of(self.reply))
 
     def _respond(self, name: str, text: str | None) -> None:
@@ -302,10 +303,12 @@ class ScriptedSession:
             loud = float(np.abs(piece).max()) > SPEECH_LEVEL
             self._silence_ms = 0.0 if loud else self._silence_ms + 1000 * len(piece) / rate
             if loud and self._open is None:
-                if self.reply is not None and turns.interrupt_response:
-                    self._interrupt("turn_detected")
+                interrupts = self.reply is not None and turns.interrupt_response
+                self.generation += interrupts
                 self._open = Item(f"{self._id}_item{next(self.numbers)}", "user")
                 self._tell(api.SpeechStarted, item=self._open.id, audio_ms=at_ms)
+                if interrupts:
+                    self._interrupt("turn_detected")
             pause_ms = turns.silence_duration_ms if isinstance(turns, ServerVad) else 300
             if self._open is not None and self._silence_ms >= pause_ms:
                 self._tell(api.SpeechStopped, item=self._open.id, audio_ms=at_ms)
@@ -345,7 +348,7 @@ class ScriptedSession:
         self._interrupt("client_cancelled")
 
     def _interrupt(self, reason: api.Reason) -> None:
-        self.generation += 1
+        self.generation += reason == "client_cancelled"
         self.wanted.clear()
         self._finish("cancelled", reason)
         item = self.items[-1]

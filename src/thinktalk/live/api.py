@@ -43,7 +43,9 @@ class Event:
 
 @dataclass(frozen=True)
 class SpeechStarted(Event):
-    """The user began to speak, `audio_ms` into the session's sound (prefix padding included)."""
+    """The user began to speak, `audio_ms` into the session's sound (prefix padding included).
+
+    Comes before the ResponseDone of a reply that it stops."""
 
     item: str
     audio_ms: int

@@ -32,7 +32,6 @@ class Translator:
         self.state, self.in_conversation, self.config = state, in_conversation, config
         self.generation = 0
         self.reply: ReplyOnWire | None = None
-        self._interrupted: api.ResponseDone | None = None
         self._speech_start_ms = 0
 
     def __call__(self, event: api.Event) -> None:
@@ -51,9 +50,6 @@ class Translator:
         self.state.emit(
             "input_audio_buffer.speech_started", audio_start_ms=event.audio_ms, item_id=event.item
         )
-        if self._interrupted is not None:  # OpenAI tells the interruption after its cause
-            done, self._interrupted = self._interrupted, None
-            self._finish(done)
 
     def speech_stopped(self, event: api.SpeechStopped) -> None:
         self.state.seconds[event.item] = (event.audio_ms - self._speech_start_ms) / 1000
@@ -119,12 +115,6 @@ class Translator:
     def response_done(self, event: api.ResponseDone) -> None:
         if event.status == "cancelled":
             self.state.outbox.drop_sound(event.response)
-        if event.reason == "turn_detected" and event.status == "cancelled":
-            self._interrupted = event  # the engine stops first and then says why
-            return
-        self._finish(event)
-
-    def _finish(self, event: api.ResponseDone) -> None:
         if self.reply is not None:
             self.reply.done(event)
         self.reply = None
