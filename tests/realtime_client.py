@@ -106,8 +106,9 @@ def check(event: Event) -> None:
         assert event.keys() == KEYS[kind], kind
     item = event.get("item", {})
     assert None not in item.values(), event
-    for part in [*item.get("content", []), event.get("part", {})]:
-        assert None not in part.values(), event
+    for part in [*item.get("content", []), *([event["part"]] if "part" in event else [])]:
+        nulls = {key for key, value in part.items() if value is None}
+        assert nulls <= ({"transcript"} if part["type"] == "input_audio" else set()), event
 
 
 def tone(seconds: float, level: float = 0.5) -> np.ndarray:

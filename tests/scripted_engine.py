@@ -116,6 +116,7 @@ class ScriptedSession:
         self._events: deque[api.Event] = deque()
         self._condition = threading.Condition()
         self._is_closing = self.is_over = False
+        self.never = threading.Event()  # for a Wait that only an interruption ends
         self.thread = threading.Thread(target=self._work, name=self._id, daemon=True)
 
     @property

@@ -7,7 +7,7 @@ from typing import Any
 
 from thinktalk.live import api
 from thinktalk.serve.realtime_config import Config
-from thinktalk.serve.realtime_items import message_item
+from thinktalk.serve.realtime_items import UNKNOWN_WORDS, message_item
 from thinktalk.serve.realtime_reply import ReplyOnWire
 from thinktalk.serve.realtime_state import State
 from thinktalk.serve.schema import CALLER_MISTAKES, ApiError
@@ -64,7 +64,7 @@ class Translator:
         heard = item is None
         after = state.behind(event.previous)
         if item is None:
-            item = message_item(event.item, event.role, [{"type": "input_audio"}])
+            item = message_item(event.item, event.role, [dict(UNKNOWN_WORDS)])
             state.emit("input_audio_buffer.committed", item_id=event.item, previous_item_id=after)
         state.items.add(item, after=after)
         state.emit("conversation.item.added", previous_item_id=after, item=item)

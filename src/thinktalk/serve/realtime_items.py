@@ -21,6 +21,8 @@ ROLES = {
     "system": ("input_text",),
 }
 MAX_ID_CHARS = 128
+# The JS SDK wants a transcript in every part with sound, null where the words are not known.
+UNKNOWN_WORDS = {"type": "input_audio", "transcript": None}
 
 
 @dataclass
@@ -144,7 +146,7 @@ def _part(
             limit = sources.limits.audio_s
             message = f"{where}.audio must hold sound of at most {limit:g} s"
             raise ApiError(422, message, code="invalid_value", param=f"{where}.audio")
-        told = {"type": kind}
+        told: dict[str, Any] = dict(UNKNOWN_WORDS)
         if isinstance(part.get("transcript"), str):
             told["transcript"] = part["transcript"]
         return {"type": "audio", "audio": samples, "sample_rate": rate}, told
