@@ -18,7 +18,7 @@ from thinktalk.live.memory import Memory, Span
 from thinktalk.live.speak import Reply
 from thinktalk.model.audio import num_tokens
 from thinktalk.model.dit import Solver
-from thinktalk.model.talker import prompt_rows, usable_codec_ids
+from thinktalk.model.talker import prompt_rows
 from thinktalk.options import Sampling
 from thinktalk.sampling import choose, draw
 from thinktalk.weights import LoadedModel
@@ -53,14 +53,12 @@ class Passes:
         self.media_ids = torch.tensor(self.thinker.config.media_token_ids, device=self.device)
         self.schedule = self.token2wav.code2wav_dit_model.schedule(solver)
         self.voices = self.token2wav.new_state(num_slots, self.schedule)
-        self.usable = usable_codec_ids(
-            config.talker_config,
-            num_codes=config.token2wav_config.dit_config.num_embeds,
-            device=self.device,
+        self.codec_head = self.talker.usable_head(
+            num_codes=config.token2wav_config.dit_config.num_embeds
         )
         text_vocab = config.thinker_config.text_config.vocab_size
         self.seen_text = torch.zeros(num_slots, text_vocab, dtype=torch.bool, device=self.device)
-        shape = num_slots, config.talker_config.vocab_size
+        shape = num_slots, len(self.codec_head.ids)
         self.seen_codec = torch.zeros(shape, dtype=torch.bool, device=self.device)
         with torch.inference_mode():
             talker = config.talker_config
@@ -151,14 +149,14 @@ class Passes:
         self.seen_text[slot] = False
         ids = {i for mark in memory.past for i in mark.piece.ids}
         self.seen_text[slot, list(ids)] = True
-        self.seen_codec[slot] = False
         config = self.talker.config
-        for token in (
+        history = (
             config.tts_codec_mask_token_id,
             config.tts_codec_pad_token_id,
             config.tts_codec_start_token_id,
-        ):
-            self.seen_codec[slot, token] = True
+        )
+        ids = self.codec_head.ids
+        self.seen_codec[slot] = torch.isin(ids, torch.tensor(history, device=self.device))
         if reply.voice is not None:
             voice = self.speakers[reply.settings.voice]
             self.voices.reset(slot, voice=voice, seed=reply.seed)
@@ -209,11 +207,11 @@ class Passes:
         if not states:
             return None
         replies = [r for _, r in starting + going]
-        logits = self.talker.logits(torch.cat(states))
+        logits = self.codec_head.logits(torch.cat(states))
         uniforms = [draw(r.seed, "speech", len(r.codec_ids)) for r in replies]
         samplings = [r.settings.speech for r in replies]
-        ids = self._choose(logits, samplings, replies, self.seen_codec, uniforms, self.usable)
-        return Chosen(replies, ids, torch.zeros_like(logits[:, 0]))
+        places = self._choose(logits, samplings, replies, self.seen_codec, uniforms)
+        return Chosen(replies, self.codec_head.ids[places], torch.zeros_like(logits[:, 0]))
 
     def _start(self, work: Sequence[Speaker]) -> Tensor:
         """The two rows behind the prompt: the voice, and the first row of the reply."""
@@ -257,7 +255,6 @@ class Passes:
         replies: list[Reply],
         seen: Tensor,
         uniforms: list[float],
-        usable: Tensor | None = None,
     ) -> Tensor:
         """Rows that sample alike are drawn together; the chosen ids are noted as seen."""
         groups = defaultdict(list)
@@ -271,7 +268,6 @@ class Passes:
                 logits[rows],
                 sampling,
                 seen=seen[slots[rows]],
-                usable=usable,
                 uniform=draws[rows],
             )
         seen[slots, ids] = True
