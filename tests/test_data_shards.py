@@ -56,6 +56,7 @@ def test_a_bad_line_does_not_harm_the_others(tmp_path: Path) -> None:
 
 
 def test_a_folder_holds_its_files_in_the_order_of_their_names(swift: Path) -> None:
+    (swift / "settings.json").write_text('{"no": "rows"}')
     source = open_source(swift)
     assert len(source) == 1 + 3 + 1 + 2 + 6
     places = [source.place(number).rsplit("/", 1)[1] for number in range(len(source))]

@@ -81,9 +81,10 @@ def open_source(
     """Return the rows of a .jsonl, .json or .tar file, of a folder of such files, or of an object.
 
     An object has a length and answers with rows by number: a Dataset of the datasets library, or a
-    list. A folder with a dataset_info.json holds the files that its entries name; names chooses
-    some of them. media is where media with relative paths are; by default beside the file.
-    Raises ValueError for what is not there, not readable or empty.
+    list. A folder holds all its .jsonl and .tar files, or else its .json files; with a
+    dataset_info.json it holds the files that the entries name, and names chooses some. media is
+    where media with relative paths are; by default beside the file. Raises ValueError for what is
+    not there, not readable or empty.
     """
     if not isinstance(data, str | Path):
         if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
@@ -107,6 +108,8 @@ def _open_folder(folder: Path, names: Sequence[str] | None, media: Path | None) 
         if names is not None:
             raise ValueError(f"{folder} has no {INFO_FILE}, so there are no names to choose")
         files = sorted(path for path in folder.iterdir() if path.suffix in ROW_SUFFIXES)
+        # beside other files, those in .json are settings and the like
+        files = [path for path in files if path.suffix != ".json"] or files
         if not files:
             raise ValueError(f"{folder} holds no {', '.join(ROW_SUFFIXES)} file; give another one")
         return chained([_open_file(path, None, media) for path in files])
