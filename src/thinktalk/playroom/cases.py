@@ -54,7 +54,9 @@ class Example:
     def row(self) -> Row:
         """The training schema: tagged messages with the answer, and the media in lists.
 
-        speech is the spoken text and pace its duration stretch; a tool call has no speech.
+        speech is the spoken text and pace its duration stretch; a tool call has no speech. Where a
+        recording follows a film, parts take the place of the tags: "<video><audio>" would be a film
+        and its sound.
         """
         row: Row = {"messages": [], "images": [], "audios": [], "videos": []}
         for message in self.messages:
@@ -64,8 +66,6 @@ class Example:
         row |= {"speaker": self.speaker, "task": self.case.task, "key": self.case.key}
         if self.case.tools:
             row["tools"] = list(self.case.tools)
-        if row["videos"]:
-            row["audio_in_video"] = True  # audios are recordings of their own, not films' sounds
         return row | {"answer": self.case.answer}
 
 
@@ -260,14 +260,14 @@ def _joined(rng: np.random.Generator, content: Any) -> Any:
     return out
 
 
-def _tagged(content: str | list[Row], row: Row) -> str:
-    """Content as one string with <image>, <audio> and <video>; their media go into the lists."""
-    text = ""
-    for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
-        kind = part["type"]
-        if kind == "text":
-            text += part["text"]
-        else:
-            row[f"{kind}s"].append(part[kind])
-            text += f"<{kind}>"
-    return text
+def _tagged(content: str | list[Row], row: Row) -> str | list[Row]:
+    """Content with <image>, <audio> and <video>; their media go into the lists of the row."""
+    if isinstance(content, str):
+        return content
+    for part in content:
+        if part["type"] != "text":
+            row[f"{part['type']}s"].append(part[part["type"]])
+    text = "".join(part.get("text", f"<{part['type']}>") for part in content)
+    if "<video><audio>" not in text:
+        return text
+    return [part if part["type"] == "text" else {"type": part["type"]} for part in content]

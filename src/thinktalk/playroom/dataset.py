@@ -22,7 +22,7 @@ words, "" for a tool call). Tools, where offered, stand in case["tools"].
 with <image>, <audio> and <video> where media stand, lists of their files, "speech", "speaker",
 "task", "answer", ...) and the files: PNG, FLAC (16 kHz), MP4, and the speech of the reply as FLAC
 (24 kHz). Cases lie in folders of SHARD_CASES, each with its own rows.jsonl; paths are relative to
-the whole. Videos bring their own sound: an <audio> behind a <video> is a recording of its own.
+the whole. Videos bring their own sound.
 """
 
 import io
@@ -133,7 +133,7 @@ def make(
     """Writes the first `num_cases` cases of a split as a training set; a larger number later adds.
 
     tasks: only these, in turn; else all, mixed. asked: see `cases.make`. speak: whether replies
-    are synthesised, which takes most of the time; else "speech" stays text. Raises ValueError for
+    are synthesised, which takes most of the time; else "speech" is null. Raises ValueError for
     unknown tasks, and where `out` holds another set.
     """
     if unknown := set(tasks) - set(cases.TASKS):
@@ -210,8 +210,9 @@ def _media_files(
         for k, samples in enumerate(row["audios"])
     ]
     row["videos"] = [file(f"_{k}.mp4", content) for k, content in enumerate(row["videos"])]
-    if row["speech"] and speak:
-        said = speech.speak(row["speech"], voice=example.speaker, stretch=example.case.pace)
+    text, row["speech"] = row["speech"], None
+    if text and speak:
+        said = speech.speak(text, voice=example.speaker, stretch=example.case.pace)
         row["speech"] = file(
             "_reply.flac", encode(said, format="flac", sample_rate=speech.REPLY_HZ)
         )
