@@ -163,6 +163,7 @@ def test_calls_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         assert many["sessions"] == 2 and len(many["calls"]) == 2
         assert many["shares"]["tokens"] == {"think": 10, "speak": 60}
         assert many["peak_mib"] > 50 and many["wall_s"] > 1.5
+        assert 0 < many["cpu_s"] < many["wall_s"] * report["machine"]["cores"]
         for call in many["calls"]:
             assert 0 < call["first_text_s"] < call["end_s"]
             assert 0 < call["first_audio_s"] <= call["end_s"]
@@ -171,7 +172,8 @@ def test_calls_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
             assert call["after_voice_s"] > call["first_audio_s"]
     # the detector decides half a second after the voice, and the reply is half made by then
     assert all(call["after_voice_s"] > 0.5 for call in detector["calls"])
-    assert "| 2 | commit |" in table and "| 2 | detector |" in table
+    assert "| sessions, who ends the turn | 2, commit | 2, detector |" in table
+    assert "| stalls, all sessions |" in table and "| vocoder, s |" in table
 
 
 def test_a_sound_without_a_turn(tmp_path: Path) -> None:

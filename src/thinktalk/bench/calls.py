@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import soxr
 
-from thinktalk.bench.meter import forget_peak, peak_mib
+from thinktalk.bench.meter import Processor, forget_peak, peak_mib
 from thinktalk.bench.plan import TurnEnd
 from thinktalk.bench.player import Playback, play
 from thinktalk.bench.question import Floats, voiced_s
@@ -57,14 +57,17 @@ class Call:
 
 @dataclass(frozen=True)
 class Calls:
-    """late_s: how late the most belated push was; much of it means that the machine was too busy
-    to play the callers. wall_s: from the first push to the last sound."""
+    """wall_s: from the first push to the last sound; in it cpu_s: processor time of this process,
+    callers included, and others_cores: how many cores other processes kept busy. late_s: how late
+    the most belated push was. Much of these two means that the machine was not free to measure."""
 
     sessions: int
     turn_end: TurnEnd
     calls: list[Call]
     shares: Shares
     wall_s: float
+    cpu_s: float
+    others_cores: float | None
     late_s: float
     peak_mib: float
 
@@ -81,11 +84,12 @@ def measure(engine: Engine, workload: Workload, *, sessions: int, turn_end: Turn
     )
     callers = [Caller(engine.open(settings)) for _ in range(sessions)]
     forget_peak(engine.model.device)
-    watch = Watch(engine)
+    watch, processor = Watch(engine), Processor()
     try:
         start_s, late_s = push(callers, workload.question, turn_end=turn_end)
         for caller in callers:
             caller.thread.join()
+        cpu_s, others_cores = processor.own_s(), processor.others_cores()
     finally:
         shares = watch.stop()
         for caller in callers:
@@ -97,6 +101,8 @@ def measure(engine: Engine, workload: Workload, *, sessions: int, turn_end: Turn
         [caller.call(voice_end_s) for caller in callers],
         shares,
         wall_s=max(arrival_s for caller in callers for arrival_s, _ in caller.chunks) - start_s,
+        cpu_s=cpu_s,
+        others_cores=others_cores,
         late_s=late_s,
         peak_mib=peak_mib(engine.model.device),
     )

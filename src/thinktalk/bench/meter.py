@@ -1,5 +1,6 @@
-"""Repeated timing, and the peak of memory."""
+"""Repeated timing, who had the processor, and the peak of memory."""
 
+import os
 import resource
 import statistics
 import sys
@@ -29,6 +30,33 @@ def now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
+
+
+class Processor:
+    """What this process, and what all others, used of the processor since it was made."""
+
+    def __init__(self) -> None:
+        self._start = self._read()
+
+    def own_s(self) -> float:
+        return self._read()[1] - self._start[1]
+
+    def others_cores(self) -> float | None:
+        """How many cores the others kept busy on average; None where only Linux could tell."""
+        (start_s, own_s, all_s), (now_s, own_now_s, all_now_s) = self._start, self._read()
+        if all_s is None or all_now_s is None:
+            return None
+        others_s = all_now_s - all_s - (own_now_s - own_s)
+        return max(0.0, others_s / max(1e-9, now_s - start_s))
+
+    def _read(self) -> tuple[float, float, float | None]:
+        """Seconds: on the clock, of this process, of all."""
+        every_s = None
+        with suppress(OSError):
+            words = Path("/proc/stat").read_text().split(maxsplit=9)[1:9]
+            user, nice, system, _idle, _waiting, *interrupts = map(int, words)
+            every_s = (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
+        return time.perf_counter(), time.process_time(), every_s
 
 
 def forget_peak(device: torch.device) -> None:

@@ -1,6 +1,7 @@
 """A report in, Markdown tables out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from thinktalk.bench.watch import STAGES
@@ -11,7 +12,7 @@ Report = dict[str, Any]
 def report(numbers: Report) -> str:
     parts = [heading(numbers)]
     if "calls" in numbers:
-        parts += [calls(numbers["calls"]), shares(numbers["calls"])]
+        parts.append(calls(numbers["calls"]))
     if "pairs" in numbers:
         parts.append(pairs(numbers["pairs"]))
     if "turn_end" in numbers:
@@ -39,44 +40,45 @@ def heading(numbers: Report) -> str:
 
 
 def calls(found: Sequence[Report]) -> str:
-    head = (
-        "sessions", "turn ends by", "first text ms", "first audio ms, median (worst)",
-        "after last voice ms", "real-time factor (worst)", "underrun s, worst", "stalls",
-        "Thinker tokens/s", "Talker ids/s", "busy", "peak MiB", "late push ms",
-    )  # fmt: skip
-    rows = []
-    for many in found:
-        shares, played = many["shares"], [call["playback"] for call in many["calls"]]
-        rows.append(
-            (
-                many["sessions"],
-                many["turn_end"],
-                f"{1000 * middle(many, 'first_text_s'):.0f}",
-                f"{1000 * middle(many, 'first_audio_s'):.0f} "
-                f"({1000 * worst(many, 'first_audio_s'):.0f})",
-                f"{1000 * middle(many, 'after_voice_s'):.0f}",
-                f"{middle(many, 'rtf'):.2f} ({worst(many, 'rtf'):.2f})",
-                f"{max(playback['underrun_s'] for playback in played):.2f}",
-                sum(playback["stalls"] for playback in played),
-                f"{rate(shares, 'think'):.0f}",
-                f"{rate(shares, 'speak'):.0f}",
-                f"{sum(shares['seconds'].values()) / many['wall_s']:.0%}",
-                f"{many['peak_mib']:.0f}",
-                f"{1000 * many['late_s']:.0f}",
-            )
-        )
-    return table(head, rows)
+    """One column a measurement; the stages' seconds with their share of all work."""
+    rows: list[tuple[str, Callable[[Report], str]]] = [
+        ("first text, ms", lambda m: f"{1000 * middle(m, 'first_text_s'):.0f}"),
+        ("first audio, ms: median", lambda m: f"{1000 * middle(m, 'first_audio_s'):.0f}"),
+        ("first audio, ms: worst", lambda m: f"{1000 * worst(m, 'first_audio_s'):.0f}"),
+        (
+            "the same from the last voiced sample",
+            lambda m: f"{1000 * worst(m, 'after_voice_s'):.0f}",
+        ),
+        ("audio real-time factor, worst", lambda m: f"{worst(m, 'rtf'):.2f}"),
+        ("underrun, s: worst", lambda m: f"{max(p['underrun_s'] for p in playbacks(m)):.2f}"),
+        ("stalls, all sessions", lambda m: f"{sum(p['stalls'] for p in playbacks(m))}"),
+        ("Thinker, tokens/s", lambda m: f"{rate(m['shares'], 'think'):.0f}"),
+        ("Talker, ids/s", lambda m: f"{rate(m['shares'], 'speak'):.0f}"),
+        ("processor, s per s of sound", lambda m: f"{m['cpu_s'] / sound_s(m):.2f}"),
+        ("peak memory, MiB", lambda m: f"{m['peak_mib']:.0f}"),
+        *((f"{stage}, s", partial(share, stage=stage)) for stage in STAGES),
+        ("cores that others kept busy", others),
+        ("latest push, ms late", lambda m: f"{1000 * m['late_s']:.0f}"),
+    ]
+    head = ["sessions, who ends the turn", *(f"{m['sessions']}, {m['turn_end']}" for m in found)]
+    return table(head, [(name, *(cell(many) for many in found)) for name, cell in rows])
 
 
-def shares(found: Sequence[Report]) -> str:
-    """Seconds of every stage, and its share of the work."""
-    rows = []
-    for many in found:
-        seconds = many["shares"]["seconds"]
-        total = sum(seconds.values()) or 1.0
-        cells = [f"{seconds[stage]:.2f} ({seconds[stage] / total:.0%})" for stage in STAGES]
-        rows.append((many["sessions"], many["turn_end"], *cells))
-    return table(("sessions", "turn ends by", *(f"{stage} s" for stage in STAGES)), rows)
+def share(many: Report, *, stage: str) -> str:
+    seconds = many["shares"]["seconds"]
+    return f"{seconds[stage]:.2f} ({seconds[stage] / (sum(seconds.values()) or 1.0):.0%})"
+
+
+def others(many: Report) -> str:
+    return "?" if many["others_cores"] is None else f"{many['others_cores']:.1f}"
+
+
+def playbacks(many: Report) -> list[Report]:
+    return [call["playback"] for call in many["calls"]]
+
+
+def sound_s(many: Report) -> float:
+    return sum(playback["duration_s"] for playback in playbacks(many))
 
 
 def pairs(found: Report) -> str:
