@@ -4,6 +4,7 @@
 `intake`, in the order in which each session asked for it.
 """
 
+import json
 import logging
 import threading
 import uuid
@@ -27,7 +28,7 @@ from thinktalk.media.image import Processor
 from thinktalk.media.prompt import Prompt, assemble
 from thinktalk.media.tokenizer import Tokenizer
 from thinktalk.options import Settings
-from thinktalk.weights import LoadedModel
+from thinktalk.weights import GENERATION, LoadedModel
 
 MEDIA_WORKERS = 4
 COMMANDS_PER_TICK = 64  # of one session
@@ -48,12 +49,14 @@ class Sessions:
         max_sessions: int,
         thinker_pool: BlockPool,
         talker_pool: BlockPool,
-        transcription: tuple[str, str] = TRANSCRIPTION,
+        transcription: tuple[str, str] | None = None,
     ):
-        """transcription: the system prompt and the request with which the model transcribes."""
+        """transcription: the system prompt and the request with which the model writes down what
+        it hears; by default what the checkpoint's generation_config.json says, or Qwen's own."""
         if max_sessions < 1:
             raise ValueError(f"max_sessions is {max_sessions}; it must be at least 1")
-        self.model, self.max_sessions, self.transcription = model, max_sessions, transcription
+        self.model, self.max_sessions = model, max_sessions
+        self.transcription = transcription or transcription_words(model.folder)
         self.memory_pools = thinker_pool, talker_pool
         self.kit = Kit(
             model.config,
@@ -354,6 +357,14 @@ class Sessions:
         composer.text(request)
         composer.end()
         return [*pieces, replace(last, ids=last.ids[: -len(end)] + composer.piece.ids)]
+
+
+def transcription_words(folder: Path) -> tuple[str, str]:
+    """The system prompt and the request with which a checkpoint was taught to transcribe."""
+    path = folder / GENERATION
+    words = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    known = words.get("transcription", {})
+    return known.get("system", TRANSCRIPTION[0]), known.get("request", TRANSCRIPTION[1])
 
 
 def _carry_out(waiting: Waiting, conversation: Conversation) -> None:

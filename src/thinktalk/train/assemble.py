@@ -52,6 +52,8 @@ def write_companions(folder: Path) -> None:
         {
             "eos_token_id": stages.SPECIAL_IDS["<|im_end|>"],
             "pad_token_id": stages.SPECIAL_IDS["<|endoftext|>"],
+            # how the live engine asks for what was said
+            "transcription": {"system": "transcribe.", "request": ""},
         },
     )
 
