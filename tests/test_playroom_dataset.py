@@ -1,51 +1,106 @@
 """Playroom data on disk: formats, determinism, resuming."""
 
 import json
-import wave
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from thinktalk.playroom import dataset, speech, talk
+from thinktalk.media.decode import load_audio, load_image
+from thinktalk.media.encode import encode
+from thinktalk.playroom import cases, dataset, speech, talk
+from thinktalk.train import rows
 
 
-def wav(path: Path) -> tuple[np.ndarray, int]:
-    with wave.open(str(path)) as file:
-        assert (file.getnchannels(), file.getsampwidth()) == (1, 2)
-        return np.frombuffer(file.readframes(file.getnframes()), "<i2"), file.getframerate()
+def rows_of(folder: Path) -> list[dict]:
+    lines = (folder / "data.jsonl").read_text("utf-8").splitlines()
+    return [json.loads(line) for line in lines]
 
 
-def test_training_set_has_the_schema_and_does_not_depend_on_workers(tmp_path: Path) -> None:
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_training_set_does_not_depend_on_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataset, "SHARD_CASES", 3)
     for name, workers in (("one", 1), ("two", 2)):
-        dataset.make(tmp_path / name, seed=5, num_cases=12, workers=workers)
-    lines = (tmp_path / "one" / "data.jsonl").read_text("utf-8").splitlines()
-    assert lines == (tmp_path / "two" / "data.jsonl").read_text("utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
-    assert len(rows) == 12 and any(row["audios"] for row in rows)
-    for row in rows:
-        tags = sum(message["content"].count("<audio>") for message in row["messages"])
-        assert tags == len(row["audios"])
-        assert row["messages"][-1]["role"] == "assistant"
-        assert row["speaker"] in speech.REPLY_VOICES
-        for path in row["audios"]:
-            heard, rate = wav(tmp_path / "one" / path)
-            assert rate == 16_000 and np.array_equal(heard, wav(tmp_path / "two" / path)[0])
+        dataset.make(tmp_path / name, seed=5, num_cases=8, workers=workers)
+    one, two = files_of(tmp_path / "one"), files_of(tmp_path / "two")
+    assert one.keys() == two.keys() and all(one[name] == two[name] for name in one)
+    assert {name.split("/")[1] for name in one if "/" in name} == {"00000", "00001", "00002"}
+
+
+def test_training_set_is_what_the_cases_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataset, "SHARD_CASES", 4)
+    tasks = ("shape", "when", "pace", "tool")
+    dataset.make(tmp_path, seed=6, num_cases=4, tasks=tasks, asked="spoken", workers=1)
+    rows = rows_of(tmp_path)
+    assert [row["task"] for row in rows] == [*tasks]
+    for number, row in enumerate(rows):
+        example = cases.make(seed=6, split="train", number=number, task=row["task"], asked="spoken")
+        wanted = example.row()
+        assert row["messages"] == wanted["messages"] and row["answer"] == wanted["answer"]
+        for path, pixels in zip(row["images"], wanted["images"], strict=True):
+            assert np.array_equal(load_image(tmp_path / path), pixels)
+        for path, samples in zip(row["audios"], wanted["audios"], strict=True):
+            assert np.array_equal(load_audio(tmp_path / path), samples)
+        for path, content in zip(row["videos"], wanted["videos"], strict=True):
+            assert (tmp_path / path).read_bytes() == content
+        assert (row["speech"] is None) == (wanted["speech"] is None)
         if row["speech"]:
-            said, rate = wav(tmp_path / "one" / row["speech"])
-            assert rate == 24_000 and len(said) % speech.CODEC_ID_SAMPLES == 0
+            said = speech.speak(example.case.speech, voice=row["speaker"], stretch=row["pace"])
+            wanted = encode(said, format="flac", sample_rate=24_000)
+            assert (tmp_path / row["speech"]).read_bytes() == wanted
 
 
-def test_interrupted_training_set_is_completed_without_redoing(tmp_path: Path) -> None:
-    dataset.make(tmp_path, seed=5, num_cases=4, workers=1)
-    before = (tmp_path / "data.jsonl").read_text("utf-8")
-    (tmp_path / "rows" / "000002.json").unlink()
+def test_trainer_reads_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speech, "ask", lambda text, **_: np.zeros(1600, np.float32))
+    count = 2 * len(cases.TASKS)
+    dataset.make(tmp_path, seed=1, num_cases=count, tasks=cases.TASKS, speak=False, workers=1)
+    for raw in rows_of(tmp_path):
+        read = rows.read_row(raw, find=lambda name, kind: (kind, name)).conversation
+        assert read.learned[-1] and not read.speech
+        contents = [m["content"] for m in read.messages if isinstance(m["content"], list)]
+        parts = [part for content in contents for part in content]
+        media = [part[part["type"]] for part in parts if part["type"] != "text"]
+        for kind, column in (("image", "images"), ("audio", "audios"), ("video", "videos")):
+            assert [name for k, name in media if k == kind] == raw[column]
+        assert not any("sound" in part for part in parts)  # a film's sound is its own
+
+
+def test_interrupted_training_set_is_completed_without_redoing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speech, "ask", lambda text, **_: np.zeros(1600, np.float32))
+    monkeypatch.setattr(dataset, "SHARD_CASES", 2)
+    dataset.make(tmp_path, seed=5, num_cases=6, workers=1)
+    before = files_of(tmp_path)
+    broken = tmp_path / "shards" / "00001"
+    broken.rename(broken.with_suffix(".part"))  # as an interruption leaves it
     (tmp_path / "data.jsonl").unlink()
-    kept = tmp_path / "rows" / "000001.json"
+    kept = tmp_path / "shards" / "00002" / "rows.jsonl"
     stamp = kept.stat().st_mtime_ns
-    dataset.make(tmp_path, seed=5, num_cases=4, workers=1)
-    assert (tmp_path / "data.jsonl").read_text("utf-8") == before
-    assert kept.stat().st_mtime_ns == stamp
+    dataset.make(tmp_path, seed=5, num_cases=6, workers=1)
+    assert files_of(tmp_path) == before and kept.stat().st_mtime_ns == stamp
+
+
+def test_training_set_grows_and_does_not_mix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speech, "ask", lambda text, **_: np.zeros(1600, np.float32))
+    monkeypatch.setattr(dataset, "SHARD_CASES", 2)
+    dataset.make(tmp_path / "grown", seed=5, num_cases=3, workers=1)
+    dataset.make(tmp_path / "grown", seed=5, num_cases=5, workers=1)
+    dataset.make(tmp_path / "whole", seed=5, num_cases=5, workers=1)
+    assert files_of(tmp_path / "grown") == files_of(tmp_path / "whole")
+    with pytest.raises(ValueError, match="holds another set"):
+        dataset.make(tmp_path / "grown", seed=6, num_cases=5)
+    with pytest.raises(ValueError, match="unknown playroom task 'sing'"):
+        dataset.make(tmp_path / "other", seed=5, num_cases=5, tasks=("sing",))
 
 
 def test_speech_corpus_is_packed_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,11 +171,11 @@ def test_question_corpus_rows_are_complete(tmp_path: Path) -> None:
 
 def test_heard_sentence_stands_before_the_question() -> None:
     case = talk.write_down("dictation", "the red bird.", "what did i say?")
-    rows, clips, messages = dataset.hear(case, rng=np.random.default_rng(0), spoken=True)
+    rows, clips, messages = cases.hear(case, rng=np.random.default_rng(0), spoken=True)
     assert [row["text"] for row in rows] == ["the red bird.", "what did i say?"]
     assert len({row["voice"] for row in rows}) == 1 and clips[0].dtype == np.int16
     assert [part["type"] for part in messages[-1]["content"]] == ["audio", "audio"]
-    _, _, typed = dataset.hear(case, rng=np.random.default_rng(0), spoken=False)
+    _, _, typed = cases.hear(case, rng=np.random.default_rng(0), spoken=False)
     assert typed[-1]["content"][1] == {"type": "text", "text": "what did i say?"}
 
 
