@@ -6,7 +6,7 @@ import asyncio
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -96,7 +96,8 @@ def run(engine: Engine, options: ServeOptions, *, host: str, port: int) -> None:
         timeout_graceful_shutdown=SHUTDOWN_S,
         server_header=False,
     )
-    _Announced(config).run()
+    with suppress(KeyboardInterrupt):  # told again when everything has ended in good order
+        _Announced(config).run()
 
 
 def create_app(engine: Engine, options: ServeOptions | None = None) -> FastAPI:
