@@ -37,7 +37,8 @@ TABLE = {
     "quantize": ("quantize", "config model", ""),
     "parallel": ("parallel", "config model", ""),
     "adapters": ("adapters", "config model", ""),
-    "weights": ("weights", "config model quantize adapters", ""),
+    "allocator": ("allocator", "", "torch"),
+    "weights": ("weights", "allocator config model quantize adapters", ""),
     "playroom": (
         "playroom.__init__ playroom.words playroom.sentences playroom.speech playroom.talk"
         " playroom.scenes playroom.writing playroom.sounds playroom.films playroom.senses"

@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from thinktalk.allocator import keep_freed_memory
 from thinktalk.config import OmniConfig
 from thinktalk.model.layers import rotary_frequencies
 from thinktalk.model.omni import Omni, without_storage
@@ -107,6 +108,7 @@ def load(
     Raises ValueError when something is missing, does not fit or is not readable.
     """
     device = usable_device(device)
+    keep_freed_memory()
     folder = find(name_or_path)
     config = OmniConfig.from_dict(read_json(folder / CONFIG))
     omni = without_storage(config)
@@ -146,8 +148,7 @@ def save(
     thinker = dtypes["thinker.lm_head.weight"]
     description = model.config.to_dict() | {"torch_dtype": str(thinker).removeprefix("torch.")}
     write_json(folder / CONFIG, description)
-    voices = {name: vars(voice) for name, voice in model.voices.items()}
-    torch.save(voices, folder / VOICES)
+    torch.save({name: vars(voice) for name, voice in model.voices.items()}, folder / VOICES)
     for name in COMPANIONS:
         source = model.folder / name
         if source.is_file() and source.resolve() != (folder / name).resolve():
