@@ -335,3 +335,25 @@ def test_sound_of_videos_can_be_left_out(model: LoadedModel) -> None:
     silent = answer(model, CASES["video"], **SHORT)
     assert unheard.prompt_ids == silent.prompt_ids != heard.prompt_ids
     assert unheard.said == silent.said != heard.said
+
+
+# ---- positions
+
+
+def test_positions_can_be_altered(model: LoadedModel) -> None:
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def same(ids: Tensor, positions: Tensor) -> Tensor:
+        seen.append((ids, positions.clone()))
+        return positions
+
+    def doubled(ids: Tensor, positions: Tensor) -> Tensor:
+        return positions * 2
+
+    plain = thinktalk.generate(model, [QUESTION], **SHORT)
+    kept = thinktalk.generate(model, [QUESTION], positions=same, **SHORT)
+    other = thinktalk.generate(model, [QUESTION], positions=doubled, **SHORT)
+    ((ids, positions),) = seen
+    assert ids.ndim == 1 and positions.shape == (3, len(ids))
+    assert kept.text_ids == plain.text_ids and kept.codec_ids == plain.codec_ids
+    assert other.text_ids != plain.text_ids

@@ -30,6 +30,8 @@ from thinktalk.options import DEFAULT_VOICE, GREEDY, OFFICIAL_SPEECH, Sampling
 from thinktalk.sampling import choose, draw
 from thinktalk.weights import LoadedModel, Voice
 
+Rearrange = Callable[[Tensor, Tensor], Tensor]  # (ids [T], positions [3,T]) -> positions [3,T]
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -72,6 +74,7 @@ def generate(
     text: Sampling = GREEDY,
     speech: Sampling = OFFICIAL_SPEECH,
     on_text: Callable[[str], None] | None = None,
+    positions: Rearrange | None = None,
 ) -> Answer:
     """Answers a list of texts and media (paths, URLs, arrays), or chat messages in the official
     format.
@@ -81,6 +84,7 @@ def generate(
     max_text_tokens, max_codec_ids: where the reply and its speech end at the latest; a reply also
     ends where the model's context is full.
     on_text: called with every piece of text as soon as it is certain; never with an empty one.
+    positions: gives the prompt's tokens other positions, for experiments; the reply keeps its own.
     Raises ValueError, before any model work, for an unknown voice and for media that cannot be
     read or do not fit.
     """
@@ -98,7 +102,7 @@ def generate(
         tools=tools,
     )
     with torch.inference_mode():
-        thought = Thought(omni, prompt, max_text_tokens=max_text_tokens)
+        thought = Thought(omni, prompt, max_text_tokens=max_text_tokens, rearrange=positions)
         text_ids: list[int] = []
         decoder = tokenizer.incremental_decoder()
         for token in think(thought, sampling=text, seed=seed):
@@ -123,7 +127,14 @@ class Thought:
     reply_rows, each [1,C]: state plus embedding of every reply token that was fed back, in order.
     """
 
-    def __init__(self, omni: Omni, prompt: Prompt, *, max_text_tokens: int):
+    def __init__(
+        self,
+        omni: Omni,
+        prompt: Prompt,
+        *,
+        max_text_tokens: int,
+        rearrange: Rearrange | None = None,
+    ):
         thinker, config = omni.thinker, omni.config.thinker_config
         self.omni = omni
         device = thinker.lm_head.weight.device
@@ -140,6 +151,8 @@ class Thought:
             seconds_per_pair=[seconds for _, _, seconds in prompt.videos],
             video_has_audio=prompt.video_has_audio,
         )
+        if rearrange is not None:
+            self.positions = rearrange(self.ids.cpu(), self.positions)
         self.embeddings = thinker.embed_prompt(
             self.ids,
             audio=thinker.encode_audio(mels),
