@@ -148,10 +148,12 @@ class ScriptedSession:
     def push_tool_result(self, call_id: str, output: str) -> None:
         self._post(lambda: self._add("tool", output, None))
 
-    def add_message(self, message: Any, *, item: str | None = None) -> str:
+    def add_message(
+        self, message: Any, *, item: str | None = None, after: str | None = None
+    ) -> str:
         name = item or f"{self._id}_item{next(self.numbers)}"
         last = message if isinstance(message, Mapping) else message[-1]
-        self._post(lambda: self._add(str(last["role"]), message, name))
+        self._post(lambda: self._add(str(last["role"]), message, name, after))
         return name
 
     def clear(self) -> None:
@@ -327,15 +329,18 @@ class ScriptedSession:
         elif respond:
             self.wanted.append((f"{self._id}_resp{next(self.numbers)}", None))
 
-    def _add(self, role: str, content: Any, name: str | None) -> None:
+    def _add(self, role: str, content: Any, name: str | None, after: str | None = None) -> None:
         name = name or f"{self._id}_item{next(self.numbers)}"
         if any(item.id == name for item in self.items):
             return self._fail("item_create_duplicate_item_id", f"there is an item {name}")
-        self._commit_item(Item(name, role, content))
+        names = ["root", *(item.id for item in self.items)]
+        place = len(self.items) if after is None else names.index(after)
+        self._commit_item(Item(name, role, content), place)
 
-    def _commit_item(self, item: Item) -> None:
-        previous = self.items[-1].id if self.items else None
-        self.items.append(item)
+    def _commit_item(self, item: Item, place: int | None = None) -> None:
+        place = len(self.items) if place is None else place
+        previous = self.items[place - 1].id if place else None
+        self.items.insert(place, item)
         self._tell(api.TurnCommitted, item=item.id, previous=previous, role=item.role)
 
     def _clear(self) -> None:

@@ -155,6 +155,10 @@ def test_items_have_one_place_and_one_name(client: Client) -> None:
     assert client.until("error")["error"]["param"] == "previous_item_id"
     client.send("conversation.item.create", item=item, previous_item_id="a")
     assert client.until("conversation.item.added")["previous_item_id"] == "a"
+    client.send("conversation.item.create", item=item | {"id": "b"}, previous_item_id="a")
+    client.send("conversation.item.create", item=item | {"id": "c"}, previous_item_id="root")
+    assert client.until("conversation.item.added")["previous_item_id"] == "a"
+    assert client.until("conversation.item.added")["previous_item_id"] is None
 
 
 def test_truncating_what_was_not_said(client: Client) -> None:

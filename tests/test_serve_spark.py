@@ -173,6 +173,42 @@ def test_push_to_talk_and_typed_words_in_one_conversation(url: str, question: np
         assert done["usage"]["input_token_details"]["cached_tokens"] > 0
 
 
+def test_items_in_any_order_are_the_same_conversation(url: str, sdk: OpenAI) -> None:
+    history: Any = [
+        {"role": "user", "content": "what is the capital of france?"},
+        {"role": "assistant", "content": "the capital of france is paris."},
+        *SUM,
+    ]
+    whole = sdk.chat.completions.create(model="spark", messages=history)
+    with realtime(url) as client:
+        client.setup(output_modalities=["text"])
+        names = ("first", "second", "third")
+        for number, previous in ((2, "root"), (0, "root"), (1, "first")):
+            kind = "output_text" if number == 1 else "input_text"
+            content = [{"type": kind, "text": history[number]["content"]}]
+            item = {"type": "message", "role": history[number]["role"], "content": content}
+            item["id"] = names[number]
+            client.send("conversation.item.create", item=item, previous_item_id=previous)
+        client.send("response.create")
+        done = client.until("response.done")["response"]
+        assert done["output"][0]["content"][0]["text"] == whole.choices[0].message.content
+        assert whole.usage and done["usage"]["input_tokens"] == whole.usage.prompt_tokens
+        added = [e["previous_item_id"] for e in client.of("conversation.item.added")]
+        assert added == [None, None, "first", "third"]
+
+
+def test_sessions_give_their_cache_blocks_back(engine: Engine, sdk: OpenAI) -> None:
+    def free() -> float:
+        until(lambda: engine.stats()["sessions"] == 0)
+        return engine.stats()["thinker_blocks_free"] + engine.stats()["talker_blocks_free"]
+
+    sdk.chat.completions.create(model="spark", messages=SUM)
+    before = free()
+    for _ in range(4):
+        sdk.chat.completions.create(model="spark", messages=SUM)
+    assert free() == before
+
+
 def heard_ms(client: Client) -> int:
     return 1000 * len(client.sound()) // 24_000
 

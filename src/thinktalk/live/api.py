@@ -224,8 +224,16 @@ class Session(Protocol):
         """What a called function returned, as a message of its own."""
         ...
 
-    def add_message(self, message: Mapping[str, Any], *, item: str | None = None) -> str:
-        """A whole message in the official chat format, into the conversation; returns its item."""
+    def add_message(
+        self,
+        message: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        *,
+        item: str | None = None,
+        after: str | None = None,
+    ) -> str:
+        """A whole message in the official chat format, into the conversation; returns its item.
+        Several are one item: results of one round of function calls, which share a turn. after:
+        the item behind which it stands, "root" for the beginning; by default the end."""
         ...
 
     def clear(self) -> None:

@@ -93,13 +93,15 @@ class Conversation:
         else:
             self.draft.put(content)
 
-    def add(self, prompt: Prompt, *, role: str, item: str) -> None:
+    def add(self, prompt: Prompt, *, role: str, item: str, after: str | None = None) -> None:
         """A whole message."""
         if self._is_taken(item):
             return
         self.forget_early()
         added = Item(item, role, [Piece.of(prompt)])
-        self.memory.insert(added)
+        if not self.memory.insert(added, after=after):
+            message = f"there is no item {after} to stand behind"
+            return self.fail("item_not_found", message, param="previous_item_id")
         self._resync()
         self._tell(api.TurnCommitted, item=item, previous=self.memory.before(added), role=role)
 

@@ -71,10 +71,18 @@ class Memory:
     def _stopped(self) -> bool:
         return bool(self.past) and self.past[-1].piece is self.barrier
 
-    def insert(self, item: Item) -> None:
-        """Puts an item at the end, but before the open one; `sync` must follow."""
+    def insert(self, item: Item, *, after: str | None = None) -> bool:
+        """Puts an item behind another ("root": the system prompt), by default at the end, but
+        before the open one; False if there is no such item. `sync` must follow."""
         open_one = bool(self.items) and self.items[-1].is_open
-        self.items.insert(len(self.items) - open_one, item)
+        place = len(self.items) - open_one
+        if after is not None:
+            names = ["root", *(known.id for known in self.items[1:place])]
+            if after not in names:
+                return False
+            place = 1 + names.index(after)
+        self.items.insert(place, item)
+        return True
 
     def before(self, item: Item) -> str | None:
         """The id of the item before; None for the first behind the system prompt."""

@@ -144,7 +144,11 @@ class LiveSession:
         self.add_message({"role": "tool", "tool_call_id": call_id, "content": output})
 
     def add_message(
-        self, message: Mapping[str, Any] | Sequence[Mapping[str, Any]], *, item: str | None = None
+        self,
+        message: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        *,
+        item: str | None = None,
+        after: str | None = None,
     ) -> str:
         name = item or self._engine.kit.new_id("item")
         messages = [message] if isinstance(message, Mapping) else list(message)
@@ -157,7 +161,7 @@ class LiveSession:
             return self._engine.assemble(pieces[skip:], self.settings)
 
         role = str(messages[-1].get("role")) if messages else ""
-        self._post_media(load, lambda c, prompt: c.add(prompt, role=role, item=name))
+        self._post_media(load, lambda c, prompt: c.add(prompt, role=role, item=name, after=after))
         return name
 
     # ---- what is asked for

@@ -184,11 +184,11 @@ async def item_create(desk: Desk, event: Mapping[str, Any]) -> None:
     if item["id"] in state.items or item["id"] in state.pending:
         text = f"Error adding item: an item with the id {item['id']} already exists."
         raise ApiError(400, text, code="item_create_duplicate_item_id", param="item.id")
-    _check_place(desk, event.get("previous_item_id"))
+    after = _place(desk, event.get("previous_item_id"))
     desk.untouched = False
     state.pending[item["id"]] = item
     state.asked["create"] = event.get("event_id")
-    desk.session.add_message(message, item=item["id"])
+    desk.session.add_message(message, item=item["id"], after=after)
 
 
 async def item_retrieve(desk: Desk, event: Mapping[str, Any]) -> None:
@@ -362,19 +362,14 @@ def _known(desk: Desk, event: Mapping[str, Any], code: str) -> str:
     return item
 
 
-def _check_place(desk: Desk, previous: Any) -> None:
-    """New items go to the end: what was said cannot be slipped in before."""
-    if previous is None:
-        return
-    if previous == "root" and not len(desk.state.items.by_id):
-        return
-    known = previous in desk.state.items or previous in desk.state.pending
-    last = next(reversed(desk.state.pending), desk.state.items.last)
-    if previous == last:
-        return
+def _place(desk: Desk, previous: Any) -> str | None:
+    """The engine's item behind which a new one stands; None for the end."""
+    state = desk.state
+    if previous is None or previous == "root":
+        return previous
+    if isinstance(previous, str) and (previous in state.items or previous in state.pending):
+        return state.aliases.get(previous, previous)
     message = f"previous_item_id {previous!r} does not exist"
-    if known or previous == "root":
-        message = f"items are added at the end: previous_item_id is {last!r} or left out"
     raise ApiError(400, message, code="invalid_value", param="previous_item_id")
 
 
