@@ -15,6 +15,7 @@ from thinktalk.live.engine import Engine
 from thinktalk.live.memory import Memory
 from thinktalk.live.session import LiveSession
 from thinktalk.live.speak import Reply
+from thinktalk.model.cache import BLOCK_POSITIONS
 from thinktalk.weights import LoadedModel
 
 SHORT: dict[str, Any] = {"max_text_tokens": 6, "max_codec_ids": 14}
@@ -113,6 +114,8 @@ class Stage:
             waiting = sum(len(tracks) for tracks, _ in memory.to_tell)
             if memory.talker is not None:
                 assert memory.talker_row.length + waiting == memory.boundary + memory.done
+            for row in (memory.thinker_row, memory.talker_row):
+                assert len(row.blocks) == -(-row.length // BLOCK_POSITIONS)
 
     def close(self) -> None:
         """Ends all; every block and slot must be free then."""
