@@ -101,13 +101,16 @@ def pairs(found: Report) -> str:
 
 
 def turn_end(found: Report) -> str:
+    turns = found["turns"]
     rows = [
-        (f"{turn['length_s']:g} s + {found['remainder_s']:g} s", turn["positions"],
-         f"{1000 * turn['seconds']:.1f}")
-        for turn in found["turns"]
+        ("positions of the prompt", *(turn["positions"] for turn in turns), ""),
+        ("from the end of the turn to the first decode step, ms",
+         *(f"{1000 * turn['seconds']:.1f}" for turn in turns), f"{found['ratio']:.2f}"),
+        ("of the processor for it, ms",
+         *(f"{1000 * turn['cpu_s']:.1f}" for turn in turns), f"{found['cpu_ratio']:.2f}"),
     ]  # fmt: skip
-    head = ("turn", "positions of the prompt", "from its end to the first decode step, ms")
-    return table(head, rows) + f"\n\nratio: {found['ratio']:.2f}"
+    lengths = (f"{turn['length_s']:g} s + {found['remainder_s']:g} s" for turn in turns)
+    return table(("turn", *lengths, "ratio"), rows)
 
 
 def stages(found: Sequence[Report]) -> str:

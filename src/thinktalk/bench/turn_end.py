@@ -8,10 +8,10 @@ about to be chosen.
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from thinktalk.bench.question import Floats, made_up
+from thinktalk.bench.question import made_up
 from thinktalk.live.engine import Engine
 from thinktalk.media.mel import EAR_HZ
 from thinktalk.options import Settings
@@ -24,21 +24,23 @@ ROUNDS = 5
 
 @dataclass(frozen=True)
 class Turn:
-    """seconds: from its end to the first decode step, median of the rounds; length_s: in front of
-    the remainder; positions: of the whole prompt then."""
+    """seconds: from its end to the first decode step, and cpu_s: of the processor for it, medians
+    of the rounds; length_s: in front of the remainder; positions: of the whole prompt then."""
 
     length_s: float
     seconds: float
+    cpu_s: float
     positions: int
 
 
 @dataclass(frozen=True)
 class TurnEndWork:
-    """ratio: of the last turn's seconds to the first's."""
+    """ratio, cpu_ratio: of the last turn's seconds to the first's."""
 
     remainder_s: float
     turns: list[Turn]
     ratio: float
+    cpu_ratio: float
 
 
 def measure_turn_end(
@@ -47,27 +49,34 @@ def measure_turn_end(
     """The rounds alternate between the lengths."""
     context = model.config.thinker_config.text_config.max_position_embeddings
     engine = Engine(model, max_sessions=1, cache_positions=context, thread=False)
-    found: dict[float, list[tuple[float, int]]] = {length: [] for length in lengths_s}
+    found: dict[float, list[Turn]] = {length: [] for length in lengths_s}
     for number in range(rounds + 1):  # the first round is for warming up
         for length in lengths_s:
-            one = work_at_end(engine, made_up(length + REMAINDER_S))
+            turn = work_at_end(engine, length_s=length)
             if number:
-                found[length].append(one)
+                found[length].append(turn)
     engine.close()
     turns = [
-        Turn(length, statistics.median(seconds for seconds, _ in ones), ones[0][1])
-        for length, ones in found.items()
+        replace(
+            ones[0],
+            seconds=statistics.median(turn.seconds for turn in ones),
+            cpu_s=statistics.median(turn.cpu_s for turn in ones),
+        )
+        for ones in found.values()
     ]
-    return TurnEndWork(REMAINDER_S, turns, turns[-1].seconds / turns[0].seconds)
+    first, last = turns[0], turns[-1]
+    ratios = last.seconds / first.seconds, last.cpu_s / first.cpu_s
+    return TurnEndWork(REMAINDER_S, turns, *ratios)
 
 
-def work_at_end(engine: Engine, sound: Floats) -> tuple[float, int]:
-    """Seconds from the commit to the first text id, and how long the prompt is then."""
-    began_s: list[float] = []
+def work_at_end(engine: Engine, *, length_s: float) -> Turn:
+    """From the commit of one turn to its first text id."""
+    sound = made_up(length_s + REMAINDER_S)
+    began: list[tuple[float, float]] = []
     think = engine.passes.think
 
     def first_thought(work: Any) -> Any:
-        began_s.append(time.perf_counter())
+        began.append((time.perf_counter(), time.process_time()))
         return think(work)
 
     session = engine.open(Settings(voice=engine.voices[0], max_text_tokens=2, max_codec_ids=2))
@@ -76,13 +85,14 @@ def work_at_end(engine: Engine, sound: Floats) -> tuple[float, int]:
         while engine.step():
             pass
     engine.passes.think = first_thought
-    ended_s = time.perf_counter()
+    ended_s, ended_cpu_s = time.perf_counter(), time.process_time()
     session.commit()
-    while not began_s:
+    while not began:
         engine.step()
     engine.passes.think = think
     count = engine.conversations[session.id].memory.length
     session.close()
     while engine.step():
         pass
-    return began_s[0] - ended_s, count
+    (began_s, began_cpu_s), *_ = began
+    return Turn(length_s, began_s - ended_s, began_cpu_s - ended_cpu_s, count)
