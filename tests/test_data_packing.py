@@ -6,6 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import media_samples as samples
 import numpy as np
 import pytest
 import torch
@@ -105,20 +106,25 @@ def some_examples(maker: ExampleMaker, folder: Path) -> list[Example]:
     return [example for row in rows for example in maker.make(row)]
 
 
-def logits(model: LoadedModel, batch: dict[str, Any]) -> Tensor:
-    """[B,T,V] of the Thinker on a collated batch."""
+def states(model: LoadedModel, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Embeddings and hidden states [B,T,C] of the Thinker on a collated batch."""
     thinker = model.omni.thinker
     pictures = zip(batch["image_patches"], batch["image_grids"], strict=True)
     films = zip(batch["video_patches"], batch["video_grids"], strict=True)
+    embeddings = thinker.embed_prompt(
+        batch["ids"],
+        audio=thinker.encode_audio(batch["mels"]),
+        images=thinker.encode_patches(list(pictures)),
+        videos=thinker.encode_patches(list(films)),
+    )
+    mask = causal_mask(batch["segments"])
+    return embeddings, thinker(embeddings, positions=batch["positions"], mask=mask)
+
+
+def logits(model: LoadedModel, batch: dict[str, Any]) -> Tensor:
+    """[B,T,V] of the Thinker on a collated batch."""
     with torch.inference_mode():
-        embeddings = thinker.embed_prompt(
-            batch["ids"],
-            audio=thinker.encode_audio(batch["mels"]),
-            images=thinker.encode_patches(list(pictures)),
-            videos=thinker.encode_patches(list(films)),
-        )
-        mask = causal_mask(batch["segments"])
-        return thinker.logits(thinker(embeddings, positions=batch["positions"], mask=mask))
+        return model.omni.thinker.logits(states(model, batch)[1])
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -185,21 +191,23 @@ def test_masks_and_cumulative_lengths() -> None:
     assert cumulative_lengths(torch.zeros(2, 3).long()).tolist() == [0, 3, 6]
 
 
+WIDE = samples.frames(2, 56, 1120)  # its columns reach further than all that follows it
+QUESTIONS = {
+    "picture": [{"type": "image", "image": samples.picture(56, 84)}, "hi"],
+    "wide film": [{"type": "video", "video": WIDE, "sound": samples.tone(0.1, 16000)}],
+}
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
 def test_talker_rows_are_those_of_generation(
-    maker: ExampleMaker, model: LoadedModel, folder: Path
+    maker: ExampleMaker, model: LoadedModel, question: str
 ) -> None:
     """The layout in a packed batch gives the very tracks and positions that generate hands over."""
-    omni, thinker = model.omni, model.omni.thinker
-    row = row_of(
-        [{"type": "image", "image": str(folder / "media/cat.png")}, "hi"],
-        "Well, hello.",
-        codes=[3, 1, 4],
-        speaker="Ethan",
-    )
-    (example,) = maker.make(row)
-    (other,) = maker.make(row_of("another", "sample"))
+    omni, thinker, config = model.omni, model.omni.thinker, model.config.talker_config
+    row = row_of(QUESTIONS[question], "Well, hello.", codes=[3, 1, 4], speaker="Ethan")
+    (example,), (other,) = maker.make(row), maker.make(row_of("another", "sample"))
     batch = collate([other, example], samples=[7, 8], pad_id=0, packed=True)
-    talker = talker_rows(batch, config=omni.config.talker_config)
+    talker = talker_rows(batch, config=config)
     spoken = example.spoken[0]
     prompt = replace(example.prompt, ids=example.ids[: spoken.start])
     with torch.inference_mode():
@@ -207,34 +215,25 @@ def test_talker_rows_are_those_of_generation(
         for token in example.ids[spoken.start : spoken.end].tolist():
             thought.feed(torch.tensor([token]))
         tracks, positions = hand_over(thought, voice=model.voices["Ethan"])
-        ids = batch["ids"]
-        images = list(zip(batch["image_patches"], batch["image_grids"], strict=True))
-        embeddings = thinker.embed_prompt(
-            ids, audio=None, images=thinker.encode_patches(images), videos=None
-        )
-        hidden = thinker(
-            embeddings, positions=batch["positions"], mask=causal_mask(batch["segments"])
-        )
-        media = torch.isin(ids, torch.tensor(thinker.config.media_token_ids))
+        embeddings, hidden = states(model, batch)
+        media = torch.isin(batch["ids"], torch.tensor(thinker.config.media_token_ids))
         rows = hidden + embeddings.masked_fill(media[..., None], 0.0)
         special = thinker.embed(talker["special_ids"])
         rows = torch.cat((rows[talker["rows"]], special), dim=1)  # [K,T+3,E]
-        ours = rows[torch.arange(1)[:, None], talker["places"]]
         codec = omni.talker.embed_codec(talker["codec_ids"]) * talker["has_codec"][..., None]
-        ours = (ours + codec)[0]
+        ours = (rows[torch.arange(1)[:, None], talker["places"]] + codec)[0]
     count = len(tracks)
     torch.testing.assert_close(ours[:count], tracks, atol=2e-5, rtol=1e-4)
     assert torch.equal(talker["positions"][:, 0, :count], positions)
-    after = int(positions.max()) + 1
-    assert (
-        talker["positions"][:, 0, count : count + 3].tolist() == [[after, after + 1, after + 2]] * 3
-    )
-    config, width = omni.config.talker_config, ids.shape[1]
+    assert (int(positions.max()) > int(positions[0, -1])) == (question == "wide film")
+    after = int(positions.max()) + 1  # as generate goes on
+    rest = [after, after + 1, after + 2]
+    assert talker["positions"][:, 0, count : count + 3].tolist() == [rest] * 3
     said = talker["labels"][0][talker["labels"][0] != IGNORED].tolist()
     assert said == [3, 1, 4, config.tts_codec_end_token_id]
     track = talker["codec_ids"][0][talker["has_codec"][0]].tolist()
     assert track == [config.tts_codec_pad_token_id, config.tts_codec_start_token_id, 3, 1, 4]
-    begin = len(other.ids)
+    begin, width = len(other.ids), batch["ids"].shape[1]
     text_places = [begin + spoken.start + n for n in range(4)]
     assert talker["places"][0, count - 2 : count + 3].tolist() == [width, *text_places]
     assert talker["special_ids"].tolist() == [[VOICE_IDS["Ethan"], 282, 280]]

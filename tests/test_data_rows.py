@@ -217,6 +217,12 @@ def test_options_of_the_row_reach_its_media() -> None:
     assert video == {"type": "video", "video": "v.mp4", "max_pixels": 4000, "fps": 1.0}
 
 
+def test_labels_of_other_trainings_stay_aside() -> None:
+    row = read_row({"messages": [USER, REPLY], "label": 1}, find=find)
+    assert row.label is None and row.extra == {"label": 1}
+    assert [learned for *_, learned in said(row)] == [False, True]
+
+
 def test_columns_of_lists_are_rows() -> None:
     """Older versions of the datasets library give a list of turns as a dict of lists."""
     columns = {"role": ["user", "assistant"], "content": ["hi", "hello"]}
