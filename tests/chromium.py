@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from playwright.sync_api import Browser, BrowserType, Page, sync_playwright
 
+POLICY = "Content Security Policy"  # a browser that obeyed it says so only in its console
 HANGS_MS = 120_000  # nothing waits this long unless it hangs
 PHONE = {"width": 360, "height": 720}
 DESK = {"width": 1200, "height": 760}
@@ -44,13 +45,18 @@ def launch(kind: BrowserType, microphone: Path, *, allowed: bool = True) -> Brow
     )
 
 
-def open_page(browser: Browser, url: str, **options: Any) -> Page:
-    """A fresh visitor's page. Errors of its own code fail the test through `no_errors`."""
+def open_page(browser: Browser, url: str, *, init: str = "", **options: Any) -> Page:
+    """A fresh visitor's page. Errors of its own code fail the test through `no_errors`.
+
+    init: JavaScript that runs before the page's own.
+    """
     context = browser.new_context(**{"viewport": DESK, **options})
     context.set_default_timeout(HANGS_MS)
     page = context.new_page()
+    page.add_init_script(init)
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda note: POLICY in note.text and errors.append(note.text))
     page.errors = errors  # type: ignore[attr-defined]
     page.goto(url)
     return page

@@ -15,7 +15,7 @@ import pytest
 from chromium import chromium, no_errors, open_page, write_recording
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
-from scripted_server import RATE_HZ, Client, ScriptedServer, tone
+from scripted_server import RATE_HZ, WEB, Client, ScriptedServer, tone
 
 expect.set_options(timeout=120_000)
 
@@ -165,6 +165,7 @@ def test_push_to_talk(page: Page, server: ScriptedServer, way: str) -> None:
     session = client.expect("session.update")["session"]
     assert session["audio"]["input"]["turn_detection"] is None
     expect(page.locator("#talk")).to_have_text("Hold to talk")
+    expect(page.locator("#off")).to_be_visible()
     time.sleep(0.2)
     assert client.received.empty()  # nothing is heard before the button
     if way == "space":
@@ -182,6 +183,37 @@ def test_push_to_talk(page: Page, server: ScriptedServer, way: str) -> None:
     client.reply_begins("r1", "a1")
     client.reply_says("r1", "a1", text="yes", samples=tone(0.3))
     expect(page.locator("#figure-latency")).to_have_text(re.compile(r"^\d+ ms$"))
+    page.click("#off")
+    expect(page.locator("#talk")).to_have_text("Talk")
+
+
+def test_a_short_press_says_nothing(page: Page, server: ScriptedServer) -> None:
+    page.select_option("#turns", "held")
+    client = talk(page, server)
+    expect(page.locator("#talk")).to_have_text("Hold to talk")
+    page.click("#talk")
+    expect(page.locator("#notices")).to_have_text(re.compile("Hold the button as long as"))
+    kinds = [client.received.get()["type"] for _ in range(client.received.qsize())]
+    assert set(kinds) <= {"input_audio_buffer.clear", "input_audio_buffer.append"}
+
+
+def test_what_is_said_while_connecting_is_heard(page: Page, server: ScriptedServer) -> None:
+    page.click("#talk")
+    expect(page.locator("#talk")).to_have_text("Stop talking")
+    page.wait_for_timeout(1000)  # the server takes its time
+    client = server.accept()
+    client.expect("session.update")
+    began = time.monotonic()
+    for _ in range(30):
+        client.expect("input_audio_buffer.append")
+    assert time.monotonic() - began < 0.5  # 600 ms of sound that waited
+
+
+def test_files_of_the_page_are_small() -> None:
+    for file in WEB.iterdir():
+        lines = file.read_text().splitlines()
+        assert len(lines) <= (500 if file.suffix == ".css" else 300), file.name
+        assert all(len(line) <= 100 for line in lines if "<path" not in line), file.name
 
 
 def test_space_types_a_space_where_one_types(page: Page, server: ScriptedServer) -> None:

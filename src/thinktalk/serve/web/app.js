@@ -32,7 +32,7 @@ const dialogue = new Dialogue({
   on: {
     state: connectionChanged,
     microphone: microphoneChanged,
-    pressed: showTalk,
+    pressed,
     thinking: (busy) => (at("thinking").hidden = !busy),
     level: (level) => strip.take(0, level),
     report: reported,
@@ -60,17 +60,17 @@ at("talk").onclick = () => {
   else startTalking();
 };
 
-async function press() {
-  if (!dialogue.microphone.isOpen) return;
-  await dialogue.press();
-}
+at("off").onclick = () => dialogue.hush();
+
+const press = () => dialogue.microphone.isOpen && dialogue.press();
+const release = () => dialogue.release().catch((error) => complain(error));
 
 at("talk").onpointerdown = (event) => {
   if (!held() || event.button) return;
   event.target.setPointerCapture(event.pointerId); // the release counts wherever it happens
   press();
 };
-at("talk").onpointerup = at("talk").onpointercancel = () => dialogue.release();
+at("talk").onpointerup = at("talk").onpointercancel = release;
 at("talk").oncontextmenu = (event) => held() && event.preventDefault(); // a long press on a phone
 
 const TYPING = "input, textarea, select, a, video, audio, button:not(#talk)";
@@ -83,8 +83,8 @@ document.onkeydown = (event) => {
   if (dialogue.microphone.isOpen) press();
   else startTalking();
 };
-document.onkeyup = ({ code }) => code === "Space" && dialogue.release();
-window.onblur = () => dialogue.release(); // the key's release would go elsewhere
+document.onkeyup = ({ code }) => code === "Space" && release();
+window.onblur = release; // the key's release would go elsewhere
 
 at("stop").onclick = () => dialogue.interrupt({ cancel: true });
 
@@ -98,6 +98,11 @@ async function microphoneChanged(open) {
   wakeLock = lock;
 }
 
+function pressed() {
+  notices.clear("dialogue");
+  showTalk();
+}
+
 function showTalk() {
   const open = dialogue.microphone.isOpen;
   const { pressed } = dialogue;
@@ -106,6 +111,7 @@ function showTalk() {
   const automatic = open ? "Stop talking" : "Talk";
   const name = held() && open ? (pressed ? "Release to send" : "Hold to talk") : automatic;
   at("talk").lastElementChild.textContent = name;
+  at("off").hidden = !(held() && open);
 }
 
 // ---- writing and showing
@@ -118,6 +124,7 @@ at("composer").onsubmit = async (event) => {
   if (still && text) parts.unshift({ kind: "image", name: camera.source, url: still });
   if (text) parts.push({ kind: "text", text });
   if (!parts.length) return;
+  notices.clear("dialogue");
   at("words").value = "";
   fitWords();
   notices.clear("dialogue");

@@ -4,8 +4,8 @@ import { decodePcm, toMs } from "./sound.js";
 
 /** What one side said at a time.
 
-    A user's turn: parts (messages.js) of what was typed or dropped; or spoken, with its transcript as
-    text, and state "hearing", "heard" (its transcript may come), "".
+    A user's turn: parts (messages.js) of what was typed or dropped; or spoken, with its transcript
+    as text, and state "hearing", "heard" (its transcript may come), "".
     A reply: text as far as the server has written it, spoken (or to be spoken soon), pieces of its
     sound (Int16Array). state:
     "thinking", "speaking" (more comes), "written" (no more comes, but it still plays), "over".
@@ -16,7 +16,14 @@ export class Turn {
     Object.assign(this, { id, role, text: "", parts: [], spoken: false, state: "" });
     if (role === "reply") {
       Object.assign(this, { state: "thinking", pieces: [], audioMs: 0, heardMs: 0, live: true });
-      Object.assign(this, { waiting: [], whole: false, cutMs: null, kept: false, latencyMs: null, note: "" });
+      Object.assign(this, {
+        waiting: [],
+        whole: false,
+        cutMs: null,
+        kept: false,
+        latencyMs: null,
+        note: "",
+      });
     }
     Object.assign(this, fields);
   }

@@ -15,6 +15,7 @@ const FRAME_EVERY_MS = 500; // two pictures a second, as the model was trained
 const PREROLL_FRAMES = 10; // 200 ms: people speak while they press the button
 const SHORTEST_SPEECH_MS = 200;
 const QUIET_TAIL_MS = 300;
+const MOST_UNSENT_FRAMES = 500; // 10 s of what is said while there is no connection
 // Not worth a word to the user: the reply was over before it could be stopped.
 const HARMLESS_ERRORS = new Set(["response_cancel_not_active"]);
 
@@ -35,6 +36,9 @@ export class Dialogue {
       onevent: (event) => this.#take(event),
       onstate: (state, detail) => this.#connection(state, detail),
     });
+    this.pressed = false; // the button of push-to-talk
+    this.preroll = []; // frames before it was pressed
+    this.unsent = []; // frames that wait for the connection
     this.#begin();
   }
 
@@ -46,8 +50,6 @@ export class Dialogue {
     this.active = null; // the response that the server is making
     this.spoke = false; // whether this session has spoken yet
     this.stale = new Set(); // responses that were interrupted: their late events count no more
-    this.pressed = false;
-    this.preroll = [];
   }
 
   // ---- what the user does
@@ -67,7 +69,8 @@ export class Dialogue {
     this.on.microphone(false);
     if (this.pressed) return this.release();
     if (this.settings.turns === "held") return;
-    this.#send(new Int16Array(toSamples(this.settings.pauseMs + QUIET_TAIL_MS)));
+    const pcm = new Int16Array(toSamples(this.settings.pauseMs + QUIET_TAIL_MS));
+    this.#send({ pcm, level: 0, at: performance.now() });
   }
 
   /** Push-to-talk: from here on the user is heard, and the reply falls silent. */
@@ -77,16 +80,16 @@ export class Dialogue {
     this.on.pressed(true);
     this.realtime.send({ type: "input_audio_buffer.clear" });
     this.speechFromMs = toMs(this.sent);
-    for (const pcm of this.preroll) this.#send(pcm);
-    this.preroll = [];
+    for (const frame of this.preroll.splice(0)) this.#send(frame);
     await this.interrupt({ cancel: true });
   }
 
   /** Push-to-talk: the user's turn is over. */
-  release() {
+  async release() {
     if (!this.pressed) return;
     this.pressed = false;
     this.on.pressed(false);
+    await this.realtime.connect(); // at once, as a rule; then what waited for it has been sent
     if (toMs(this.sent) - this.speechFromMs < SHORTEST_SPEECH_MS) {
       this.realtime.send({ type: "input_audio_buffer.clear" });
       return this.on.notice("Hold the button as long as you speak.");
@@ -151,19 +154,19 @@ export class Dialogue {
 
   #hear({ pcm, level }) {
     this.on.level(level);
-    if (this.settings.turns === "held" && !this.pressed) {
-      this.preroll = [...this.preroll, pcm].slice(-PREROLL_FRAMES);
-      return;
-    }
-    if (!this.#send(pcm)) return;
-    this.ear.note(toMs(this.sent), level);
-    this.#see();
+    const frame = { pcm, level, at: performance.now() };
+    const waits = this.settings.turns === "held" && !this.pressed;
+    if (waits) this.preroll = [...this.preroll, frame].slice(-PREROLL_FRAMES);
+    else if (this.realtime.isOpen) this.#send(frame);
+    else this.unsent = [...this.unsent, frame].slice(-MOST_UNSENT_FRAMES);
   }
 
-  #send(pcm) {
-    const sent = this.realtime.send({ type: "input_audio_buffer.append", audio: encodePcm(pcm) });
-    if (sent) this.sent += pcm.length;
-    return sent;
+  #send({ pcm, level, at }) {
+    const audio = encodePcm(pcm);
+    if (!this.realtime.send({ type: "input_audio_buffer.append", audio })) return;
+    this.sent += pcm.length;
+    this.ear.note({ ms: toMs(this.sent), level, at });
+    this.#see();
   }
 
   /** Pictures follow the clock of the sound: timers sleep when the page is in the background. */
@@ -202,7 +205,9 @@ export class Dialogue {
     this.conversation.place(turn);
     const messages = this.conversation.turns.map(asMessage).filter(Boolean);
     if (persona) messages.unshift({ role: "system", content: persona });
-    const reply = this.conversation.place(new Turn(newId(), "reply", { live: false, spoken: true }));
+    const reply = this.conversation.place(
+      new Turn(newId(), "reply", { live: false, spoken: true }),
+    );
     const chat = (this.chat = new AbortController());
     const model = this.settings.model;
     try {
@@ -268,11 +273,12 @@ export class Dialogue {
   }
 
   #greeted(resumed) {
-    const { session } = this.realtime;
-    if (resumed) {
-      if (session.input_audio_ms !== undefined) this.sent = toSamples(session.input_audio_ms);
-      return;
-    }
+    if (!resumed) this.#acquaint();
+    for (const frame of this.unsent.splice(0)) this.#send(frame);
+  }
+
+  /** Makes a new session what the last one was: its setup, and what was said. */
+  #acquaint() {
     this.replies.breakOff();
     this.#begin();
     this.update();

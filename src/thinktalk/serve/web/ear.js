@@ -6,11 +6,12 @@ const QUIET_SHARE = 0.1; // a frame 20 dB below the loudest of its turn is no sp
 
 export class Ear {
   constructor() {
-    this.frames = []; // {ms: its end in the session's sound, level, at: when it came in}
+    this.frames = [];
   }
 
-  note(ms, level) {
-    this.frames.push({ ms, level, at: performance.now() });
+  /** A frame: ms, its end in the session's sound; its level; at, performance.now() then. */
+  note(frame) {
+    this.frames.push(frame);
     if (this.frames.length > REMEMBERED) this.frames.shift();
   }
 

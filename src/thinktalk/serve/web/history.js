@@ -122,7 +122,8 @@ const seconds = (ms) => `${(ms / 1000).toFixed(2)} s`;
 function media(part) {
   const name = part.name ?? "picture";
   if (part.kind === "image") return element("img", { src: part.url, alt: name });
-  if (part.kind === "video") return element("video", { src: part.url, controls: true, title: name });
+  if (part.kind === "video")
+    return element("video", { src: part.url, controls: true, title: name });
   if (part.kind !== "audio") return null;
   const src = URL.createObjectURL(new Blob([wavBytes(part.pcm)], { type: "audio/wav" }));
   return element("audio", { src, controls: true, title: name });

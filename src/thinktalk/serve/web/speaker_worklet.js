@@ -4,9 +4,8 @@
 // are there, or at once when everything is to stop, and rises again otherwise.
 
 const FADE_SAMPLES = 144; // 6 ms: too short to be heard as a fade, too long to be heard as a click
-const FIRST_BUFFER_MS = 40; // wait for so much sound before a reply begins ...
-const BUFFER_STEP_MS = 40; // ... and for so much more after every time it ran dry
-const MAX_BUFFER_MS = 400;
+const FIRST_BUFFER_MS = 40; // wait for so much sound before a reply begins; ...
+const MAX_BUFFER_MS = 640; // ... twice as much whenever it ran dry, half after a smooth reply
 const QUANTA_PER_REPORT = 4; // about every 21 ms
 
 class Playback extends AudioWorkletProcessor {
@@ -22,6 +21,7 @@ class Playback extends AudioWorkletProcessor {
     this.underruns = 0;
     this.gapSamples = 0; // silence inside replies, because nothing was there
     this.starved = false;
+    this.smooth = true; // whether this reply has not run dry yet
     this.quanta = 0;
     this.energy = 0;
     this.port.onmessage = ({ data }) => this.take(data);
@@ -96,6 +96,8 @@ class Playback extends AudioWorkletProcessor {
   end(item) {
     this.port.postMessage({ ended: item, played: [...this.played] });
     this.played.delete(item); // or the reports would grow with the conversation
+    if (this.smooth) this.waitMs = Math.max(FIRST_BUFFER_MS, this.waitMs / 2);
+    this.smooth = true;
   }
 
   ranOut() {
@@ -103,7 +105,8 @@ class Playback extends AudioWorkletProcessor {
     if (this.complete) return this.drop();
     this.starved = true;
     this.underruns++;
-    this.waitMs = Math.min(MAX_BUFFER_MS, this.waitMs + BUFFER_STEP_MS);
+    this.waitMs = Math.min(MAX_BUFFER_MS, this.waitMs * 2);
+    this.smooth = false;
     if (this.stopping !== null) this.flush();
   }
 

@@ -37,7 +37,8 @@ export class Strip {
     const { canvas } = this;
     const ratio = devicePixelRatio;
     const [width, height] = [canvas.clientWidth * ratio, canvas.clientHeight * ratio];
-    if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
+    if (canvas.width !== width || canvas.height !== height)
+      Object.assign(canvas, { width, height });
     const pen = canvas.getContext("2d");
     const style = getComputedStyle(canvas);
     const colours = ["--user", "--reply"].map((name) => style.getPropertyValue(name));

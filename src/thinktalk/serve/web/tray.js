@@ -89,8 +89,12 @@ async function recording(file) {
   const sound = await context.decodeAudioData(await file.arrayBuffer()).catch(() => {
     throw new Error("this browser cannot read that recording.");
   });
-  const channels = Array.from({ length: sound.numberOfChannels }, (_, k) => sound.getChannelData(k));
-  const mono = channels[0].map((_, at) => channels.reduce((sum, c) => sum + c[at], 0) / channels.length);
+  const channels = Array.from({ length: sound.numberOfChannels }, (_, k) =>
+    sound.getChannelData(k),
+  );
+  const mono = channels[0].map(
+    (_, at) => channels.reduce((sum, c) => sum + c[at], 0) / channels.length,
+  );
   return toPcm(mono);
 }
 
