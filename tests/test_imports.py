@@ -65,8 +65,9 @@ TABLE = {
         "",
     ),
     "eval": (
-        "eval.__init__ eval.run eval.tasks eval.recogniser eval.latency eval.harness",
-        "config options media playroom generate eval.metrics",
+        "eval.__init__ eval.run eval.tasks eval.times eval.voices eval.live eval.recogniser"
+        " eval.latency eval.harness",
+        "config options media playroom generate live.api eval.metrics",
         "",
     ),
     "export": ("export", "config model weights", ""),
@@ -83,7 +84,7 @@ TABLE = {
         " serve.sessions serve.metrics serve.filters serve.reply serve.chat serve.speech"
         " serve.transcriptions serve.realtime serve.realtime_config serve.realtime_items"
         " serve.realtime_state serve.realtime_events serve.realtime_reply"
-        " serve.realtime_commands serve.outbox serve.g711 serve.cluster",
+        " serve.realtime_commands serve.outbox serve.g711 serve.webrtc serve.cluster",
         "live.api options media config",
         "torch",
     ),

@@ -43,6 +43,13 @@ from thinktalk.serve.sources import Sources
 from thinktalk.serve.speech import Speech
 from thinktalk.serve.transcriptions import FORMATS, Transcriptions
 
+try:
+    from thinktalk.serve import webrtc
+except ModuleNotFoundError as error:  # the extra "webrtc" is not installed
+    if error.name != "aiortc":
+        raise
+    webrtc = None
+
 WEB = Path(__file__).parent / "web"
 SHUTDOWN_S = 10  # for replies in progress, when the server is told to stop
 CLIENT_LEFT = 499
@@ -111,10 +118,14 @@ def create_app(engine: Engine, options: ServeOptions | None = None) -> FastAPI:
         sessions, sources=sources, metrics=metrics, max_sessions=options.max_sessions
     )
 
+    calls = None if webrtc is None else webrtc.Calls(realtime)
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         realtime.close()
+        if calls is not None:
+            calls.close()
         await asyncio.to_thread(engine.close)
 
     app = FastAPI(
@@ -143,6 +154,12 @@ def create_app(engine: Engine, options: ServeOptions | None = None) -> FastAPI:
         return JSONResponse({"value": key, "expires_at": expires_at, "session": wire})
 
     _post(app, "/v1/realtime/client_secrets", client_secrets, schema=SecretRequest)
+
+    if calls is not None:
+        add = app.add_api_route
+        add("/v1/realtime/calls", calls.create, methods=["POST"], tags=["realtime"])
+        hang_up = "/v1/realtime/calls/{call_id}/hangup"
+        add(hang_up, calls.hang_up, methods=["POST"], tags=["realtime"])
 
     @app.websocket("/v1/realtime")
     async def realtime_socket(socket: WebSocket) -> None:

@@ -275,15 +275,21 @@ async def receive_loop(call: Call, socket: WebSocket, idle_s: float) -> tuple[in
             return NORMAL, False
         if message["type"] == "websocket.disconnect":
             return NORMAL, message.get("code") != NORMAL
-        event: Any = None
         try:
-            event = await parse(message.get("text"))
-            await carry_out(call.desk, event)
-        except ApiError as error:
-            name = event.get("event_id") if isinstance(event, dict) else None
-            call.state.fail(error, name if isinstance(name, str) else None)
+            await obey(call, message.get("text"))
         except SessionClosedError:
             return GOING_AWAY, False
+
+
+async def obey(call: Call, text: str | None) -> None:
+    """Carries out one client event, or tells why not."""
+    event: Any = None
+    try:
+        event = await parse(text)
+        await carry_out(call.desk, event)
+    except ApiError as error:
+        name = event.get("event_id") if isinstance(event, dict) else None
+        call.state.fail(error, name if isinstance(name, str) else None)
 
 
 LARGE_CHARS = 1 << 20  # JSON beyond this is parsed beside the loop

@@ -10,10 +10,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from thinktalk.live.api import Session
 from thinktalk.options import Settings
 from thinktalk.serve.limits import Allowance
-from thinktalk.serve.realtime_config import Config
+from thinktalk.serve.realtime_config import PCM_HZ, Config
 from thinktalk.serve.realtime_events import Translator
 from thinktalk.serve.realtime_items import pcm, read_item
 from thinktalk.serve.realtime_state import State
@@ -58,6 +61,14 @@ class Desk:
     @property
     def voices(self) -> tuple[str, ...]:
         return tuple(self.sessions.engine.voices)
+
+    def hear(self, samples: NDArray[np.int16], *, rate: int = PCM_HZ) -> float:
+        """Sound [n] of the user; returns how many seconds it is."""
+        self.untouched = False
+        self.session.push_audio(samples, sample_rate=rate)
+        self.heard_ms += 1000 * len(samples) / rate
+        self.now_ms += 1000 * len(samples) / rate
+        return len(samples) / rate
 
 
 async def carry_out(desk: Desk, event: Any) -> None:
@@ -132,12 +143,7 @@ async def audio_append(desk: Desk, event: Mapping[str, Any]) -> None:
     desk.odd = data[-1:] if is_pcm and len(data) % 2 else b""
     if not len(samples):
         return
-    desk.untouched = False
-    desk.session.push_audio(samples, sample_rate=rate)
-    seconds = len(samples) / rate
-    desk.heard_ms += 1000 * seconds
-    desk.now_ms += 1000 * seconds
-    if wait_s := desk.allowance.take(seconds):
+    if wait_s := desk.allowance.take(desk.hear(samples, rate=rate)):
         await asyncio.sleep(min(wait_s, MAX_WAIT_S))
 
 
@@ -263,10 +269,10 @@ async def response_cancel(desk: Desk, event: Mapping[str, Any]) -> None:
 
 async def output_clear(desk: Desk, event: Mapping[str, Any]) -> None:
     """For WebRTC and telephones, where the server holds the sound that is not played yet."""
-    if desk.state.clear_output is None:
+    if desk.state.player is None:
         message = "output_audio_buffer.clear is for WebRTC; over a WebSocket you hold the sound"
         raise ApiError(400, message, code="invalid_value", param="type")
-    desk.state.clear_output()
+    desk.state.player.clear()
 
 
 async def _out_of_band(

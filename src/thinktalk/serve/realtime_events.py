@@ -50,6 +50,9 @@ class Translator:
         self.state.emit(
             "input_audio_buffer.speech_started", audio_start_ms=event.audio_ms, item_id=event.item
         )
+        turns = self.state.config.turns
+        if self.state.player is not None and turns is not None and turns.interrupt_response:
+            self.state.player.clear()
 
     def speech_stopped(self, event: api.SpeechStopped) -> None:
         self.state.seconds[event.item] = (event.audio_ms - self._speech_start_ms) / 1000
@@ -115,6 +118,8 @@ class Translator:
     def response_done(self, event: api.ResponseDone) -> None:
         if event.status == "cancelled":
             self.state.outbox.drop_sound(event.response)
+            if self.state.player is not None:
+                self.state.player.clear()
         if self.reply is not None:
             self.reply.done(event)
         self.reply = None

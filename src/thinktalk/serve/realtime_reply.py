@@ -47,7 +47,7 @@ class ReplyOnWire:
         self.index: int | None = None  # of the message in the output
         self.num_calls = 0
         self.is_closed = False  # the message
-        law = g711.LAWS.get(self.config.output_format)
+        law = None if state.player else g711.LAWS.get(self.config.output_format)
         self.telephone = g711.Telephone(law) if law else None
         self.watch = self.state.stopwatch or self.state.metrics.stopwatch("realtime")
         self.state.stopwatch = None
@@ -64,7 +64,10 @@ class ReplyOnWire:
             return
         self.watch.sound(len(event.samples))
         self.state.spoke = True
-        if self.telephone:
+        if self.state.player is not None:
+            self._open_message()
+            self.state.player.play(self.response, self.item, event.samples)
+        elif self.telephone:
             self._send_sound(self.telephone.push(event.samples))
         else:
             self._send_sound(to_pcm16(event.samples))
@@ -87,6 +90,8 @@ class ReplyOnWire:
     def done(self, event: api.ResponseDone) -> None:
         self._close_message(event.status)
         self.watch.stage("done")
+        if self.state.player is not None:
+            self.state.player.finish(self.response)
         response = self._wire(event.status, event)
         self.state.emit("response.done", response=response)
         self.state.emit("rate_limits.updated", rate_limits=self.state.rate_limits())

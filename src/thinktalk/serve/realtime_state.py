@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from thinktalk.live.api import Session
 from thinktalk.serve.metrics import Metrics, Stopwatch
@@ -13,6 +16,20 @@ from thinktalk.serve.outbox import Outbox
 from thinktalk.serve.realtime_config import Config
 from thinktalk.serve.realtime_items import Items
 from thinktalk.serve.schema import ApiError
+
+
+class Player(Protocol):
+    """Takes the sound of replies, instead of the wire."""
+
+    def play(self, response: str, item: str, samples: NDArray[np.float32]) -> None: ...
+
+    def finish(self, response: str) -> None:
+        """No more sound comes of this response."""
+        ...
+
+    def clear(self) -> None:
+        """Drops what is not played yet."""
+        ...
 
 
 @dataclass
@@ -50,7 +67,7 @@ class State:
     seconds: dict[str, float] = field(default_factory=dict)
     stopwatch: Stopwatch | None = None
     spoke: bool = False
-    clear_output: Callable[[], None] | None = None  # where the server holds unplayed sound
+    player: Player | None = None  # where the server holds the sound that is not played yet
 
     def emit(self, kind: str, **fields: Any) -> None:
         self.outbox.put(kind, **fields)
