@@ -18,6 +18,7 @@ from PIL import Image
 from tiny import tiny_config, write_companions
 
 from thinktalk.config import DecoderConfig
+from thinktalk.media import encode
 from thinktalk.media.chat import Medium
 from thinktalk.media.image import Processor
 from thinktalk.media.prompt import Prompt
@@ -247,6 +248,20 @@ def test_compressed_sound_is_as_long_as_its_header_says(media: Path, tokenizer: 
     read = reader(tokenizer)
     spoken = Medium("audio", str(media / "spoken.mp3"))
     assert abs(read.count(spoken) - len(read.part(spoken).ids)) <= 2
+
+
+def test_wav_files_of_every_kind(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """Also those that wave cannot read, and streamed ones, whose header knows no length."""
+    read, tone = reader(tokenizer), samples.tone(1.3, 16000)
+    streamed = encode.SoundEncoder("wav", sample_rate=16000)
+    (tmp_path / "streamed.wav").write_bytes(streamed.push(tone) + streamed.finish())
+    floats = samples.film("wav", video=None, audio="pcm_f32le", seconds=1.3, rate=44100)
+    (tmp_path / "floats.wav").write_bytes(floats)
+    wide = samples.film("wav", video=None, audio="pcm_s24le", seconds=1.3, rate=48000)
+    (tmp_path / "wide.wav").write_bytes(wide)
+    for path in sorted(tmp_path.iterdir()):
+        medium = Medium("audio", str(path))
+        assert read.count(medium) == len(read.part(medium).ids) == 32, path
 
 
 def test_what_has_no_header_is_decoded(tmp_path: Path, tokenizer: Tokenizer) -> None:
