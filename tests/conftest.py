@@ -1,10 +1,14 @@
 """What tests share."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from live_stage import Stage
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -29,3 +33,16 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
         return folders[geometry]
 
     return folder_of
+
+
+@pytest.fixture
+def stage(
+    request: pytest.FixtureRequest, tiny_checkpoint: Callable[[str], Path]
+) -> Iterator["Stage"]:
+    """A live engine of a tiny checkpoint (7b, or what a test asks for), which in the end has lost
+    no block."""
+    from live_stage import Stage, load
+
+    stage = Stage(load(tiny_checkpoint(getattr(request, "param", "7b"))), max_sessions=4)
+    yield stage
+    stage.close()

@@ -2,12 +2,15 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+import thinktalk
 from thinktalk.live import api
 from thinktalk.live.blocks import BlockPool, Row
 from thinktalk.live.conversation import Conversation
@@ -35,6 +38,11 @@ class Said:
     @property
     def ids(self) -> tuple[list[int], list[int]]:
         return self.text_ids, self.codec_ids
+
+
+@cache
+def load(folder: Path) -> LoadedModel:
+    return thinktalk.load(folder)
 
 
 class Stage:
@@ -102,6 +110,19 @@ class Stage:
                 )
             )
         return found
+
+    def failure(self, session: LiveSession, code: str) -> api.Failed:
+        """The one thing there is to tell: this failure, of which the session does not die."""
+        [failed] = self.told(session)
+        assert isinstance(failed, api.Failed) and failed.code == code, failed
+        assert failed.message and not failed.fatal
+        return failed
+
+    def text_of(self, session: LiveSession) -> str:
+        """The conversation behind its system prompt, as it is prompted, without placeholders."""
+        ids = [i for item in self.memory(session).items for p in item.pieces for i in p.ids]
+        shown = self.engine.kit.tokenizer.decode(ids, keep_special=True).replace("<|AUDIO|>", "")
+        return shown.split("<|im_end|>\n", 1)[1]
 
     def check(self, session: LiveSession) -> None:
         """The caches hold the items, both alike, as far as they have come."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from live_stage import SHORT, Said, Stage, push
+from live_stage import SHORT, Said, Stage, load, push
 from omni_cases import sound
 from tiny import GEOMETRIES
 from torch import Tensor
@@ -31,11 +31,6 @@ WORDS = ["Hello", "What is this?", "Tell me more about it, please.", "Why?"]
 @pytest.fixture
 def model(request, tiny_checkpoint: Callable[[str], Path]) -> LoadedModel:
     return load(tiny_checkpoint(getattr(request, "param", "7b")))
-
-
-@cache
-def load(folder: Path) -> LoadedModel:
-    return thinktalk.load(folder)
 
 
 def ask(session: LiveSession, n: int) -> None:

@@ -1,30 +1,13 @@
 """Speech during a reply: it stops at once, and the conversation knows what was heard of it."""
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
-
 import numpy as np
 import pytest
 from live_speech import CHUNK, LATE, VAD, interjection, live, question
 from live_stage import Stage, in_order, names, of_kind
 from spoken import HZ, silence
 
-import thinktalk
 from thinktalk.live import api
 from thinktalk.options import ServerVad
-from thinktalk.weights import LoadedModel
-
-
-@pytest.fixture(scope="module")
-def model(tiny_checkpoint: Callable[[str], Path]) -> LoadedModel:
-    return thinktalk.load(tiny_checkpoint("7b"))
-
-
-@pytest.fixture
-def stage(model: LoadedModel) -> Iterator[Stage]:
-    stage = Stage(model, max_sessions=3)
-    yield stage
-    stage.close()
 
 
 @pytest.mark.parametrize("begun", [0.02, 0.2, 0.6])

@@ -1,7 +1,6 @@
 """Turns of real speech: when replies begin, count, are thrown away, and are cut in on."""
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -15,21 +14,8 @@ from thinktalk.live.conversation import Conversation
 from thinktalk.live.replies import Replies
 from thinktalk.live.session import LiveSession
 from thinktalk.options import SemanticVad, ServerVad
-from thinktalk.weights import LoadedModel
 
 TOLERANCE = 3e-5  # of the largest sample, see test_live_equal
-
-
-@pytest.fixture(scope="module")
-def model(tiny_checkpoint: Callable[[str], Path]) -> LoadedModel:
-    return thinktalk.load(tiny_checkpoint("7b"))
-
-
-@pytest.fixture
-def stage(model: LoadedModel) -> Iterator[Stage]:
-    stage = Stage(model, max_sessions=3)
-    yield stage
-    stage.close()
 
 
 def unthinking(monkeypatch: pytest.MonkeyPatch, thinks: bool) -> None:

@@ -1,10 +1,6 @@
 """The caches follow the items: whatever is added, removed or taken back, both networks hold what
 a fresh session with the same items would hold."""
 
-from collections.abc import Callable, Iterator
-from functools import cache
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -12,28 +8,13 @@ from live_stage import Stage, names, of_kind, push, rows
 from omni_cases import sound
 from tiny import GEOMETRIES
 
-import thinktalk
 from thinktalk.live import api
 from thinktalk.live.history import Item, Piece
 from thinktalk.live.memory import Memory
 from thinktalk.live.session import LiveSession
-from thinktalk.weights import LoadedModel
 
 TOLERANCE = 1e-4  # rounding depends on how many rows a product has
 PICTURE = np.random.default_rng(0).integers(0, 255, (84, 56, 3), np.uint8)
-
-
-@pytest.fixture
-def stage(request, tiny_checkpoint: Callable[[str], Path]) -> Iterator[Stage]:
-    """With the geometry that a test asks for (7b by default)."""
-    stage = Stage(load(tiny_checkpoint(getattr(request, "param", "7b"))), max_sessions=4)
-    yield stage
-    stage.close()
-
-
-@cache
-def load(folder: Path) -> LoadedModel:
-    return thinktalk.load(folder)
 
 
 both = pytest.mark.parametrize("stage", GEOMETRIES, indirect=True)
@@ -130,7 +111,8 @@ def test_another_system_prompt(stage: Stage) -> None:
     talk(stage, session)
     session.update(system="You are a cat.")
     stage.told(session)
-    assert "You are a cat." in text_of(stage, session)
+    [piece] = stage.memory(session).items[0].pieces
+    assert stage.engine.kit.tokenizer.decode(piece.ids) == "system\nYou are a cat.\n"
     same_caches(stage, session)
 
 
@@ -214,7 +196,7 @@ def test_a_fork_is_the_same_and_its_own(stage: Stage) -> None:
     twin.push_text("Only here.")
     twin.commit()
     stage.told(twin)
-    assert "Only here." in text_of(stage, twin) and "Only here." not in text_of(stage, session)
+    assert "Only here." in stage.text_of(twin) and "Only here." not in stage.text_of(session)
     same_caches(stage, session)
     same_caches(stage, twin)
 
@@ -282,8 +264,3 @@ def test_an_empty_memory_syncs(stage: Stage) -> None:
     memory.sync()
     assert (memory.length, memory.num_waiting, memory.upcoming(10)) == (0, 0, [])
     assert not memory.at_barrier
-
-
-def text_of(stage: Stage, session: LiveSession) -> str:
-    ids = [i for item in stage.memory(session).items for p in item.pieces for i in p.ids]
-    return stage.engine.kit.tokenizer.decode(ids, keep_special=True)

@@ -178,7 +178,7 @@ class Replies:
         self.current, memory.barrier = None, None
         self.last = reply if reply.speak else None
         memory.sync()
-        if status == "completed":
+        if status in ("completed", "incomplete"):  # what is cut in a call is no call
             for call in parse_tool_calls(reply.text):
                 self._of_reply(
                     api.ToolCall,

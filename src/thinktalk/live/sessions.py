@@ -32,6 +32,7 @@ from thinktalk.weights import GENERATION, LoadedModel
 
 MEDIA_WORKERS = 4
 COMMANDS_PER_TICK = 64  # of one session
+MAX_TRANSCRIPT_TOKENS = 512
 # system prompt and request with which the official models write down what they hear
 TRANSCRIPTION = (
     "You are a speech recognition model.",
@@ -203,7 +204,7 @@ class Sessions:
             message = f"{item_id} is no finished item with sound"
             return conversation.fail("item_not_found", message, param="item_id")
         system, request = self.transcription
-        settings = Settings(speak=False, system=system, max_text_tokens=512)
+        settings = Settings(speak=False, system=system, max_text_tokens=MAX_TRANSCRIPT_TOKENS)
         _, child = self._new(settings, owner=conversation.session)
 
         def forward(event: api.Event) -> None:
