@@ -304,8 +304,8 @@ class Folder:
         if isinstance(source, bytes | np.ndarray | Image.Image | Path):
             return source
         raise ValueError(
-            f"the {kind} is of type {type(source).__name__}; give a path, a URL, or (in objects of the "
-            "datasets library) a column with decode=False"
+            f"the {kind} is of type {type(source).__name__}; give a path, a URL, or (in objects of "
+            "the datasets library) a column with decode=False"
         )
 
     def _named(self, name: str) -> str:
