@@ -153,6 +153,15 @@ def test_one_failing_session_hurts_no_other(engine: ScriptedEngine, url: str) ->
         assert neighbour.until("response.done")["response"]["status"] == "completed"
 
 
+def test_out_of_band_needs_a_free_session(url: str) -> None:
+    with realtime(url) as client, realtime(url):
+        client.send("response.create", response={"conversation": "none"}, event_id="a")
+        error = client.until("error")["error"]
+        assert (error["code"], error["event_id"]) == ("session_limit_reached", "a")
+        client.send("response.create")
+        client.until("response.done")
+
+
 def test_sound_far_ahead_of_time_waits(engine: ScriptedEngine) -> None:
     limits = Limits(audio_s=1)
     with serving(engine, ServeOptions(limits=limits)) as url, realtime(url) as client:

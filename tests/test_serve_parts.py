@@ -167,9 +167,9 @@ def test_many_short_sessions_leave_nothing() -> None:
 
 
 def held() -> tuple[int, int]:
-    """Threads (without the loop's pool, which is bounded) and open files of this process."""
+    """Threads (without pools, which are bounded) and open files of this process."""
     gc.collect()
-    threads = [t for t in threading.enumerate() if not t.name.startswith("asyncio_")]
+    threads = [t for t in threading.enumerate() if not t.name.startswith(("asyncio_", "media"))]
     return len(threads), len(os.listdir("/proc/self/fd"))
 
 

@@ -117,7 +117,6 @@ def create_app(engine: Engine, options: ServeOptions | None = None) -> FastAPI:
     realtime = Realtime(
         sessions, sources=sources, metrics=metrics, max_sessions=options.max_sessions
     )
-
     calls = None if webrtc is None else webrtc.Calls(realtime)
 
     @asynccontextmanager
@@ -126,6 +125,7 @@ def create_app(engine: Engine, options: ServeOptions | None = None) -> FastAPI:
         realtime.close()
         if calls is not None:
             calls.close()
+        sources.close()
         await asyncio.to_thread(engine.close)
 
     app = FastAPI(
@@ -145,12 +145,23 @@ def create_app(engine: Engine, options: ServeOptions | None = None) -> FastAPI:
     _post(app, "/v1/audio/speech", speech.say, schema=SpeechRequest)
     _post(app, "/v1/audio/transcriptions", transcriptions.transcribe, schema=None)
 
+    _add_realtime(app, realtime=realtime, calls=calls, secrets=secrets)
+    paths = [route.path for route in app.routes if isinstance(route, Route)]
+    app.add_middleware(Counted, metrics=metrics, paths=paths)
+    if WEB.is_dir():
+        app.mount("/", Page(directory=WEB, html=True), name="page")
+    return app
+
+
+def _add_realtime(app: FastAPI, *, realtime: Realtime, calls: Any, secrets: Secrets) -> None:
+    """The Realtime dialect: keys for browsers, the WebSocket, WebRTC where it is installed."""
+
     async def client_secrets(request: Request) -> Response:
-        asked = parsed(SecretRequest, await read_body(request, options.limits))
+        asked = parsed(SecretRequest, await read_body(request, realtime.limits))
         session = asked.session or {"type": "realtime"}
         config = realtime.first_config(session)
         key, expires_at = secrets.create(asked.expires_after.seconds, session)
-        wire = config.wire(session=new_id("sess_"), model=engine.model_name)
+        wire = config.wire(session=new_id("sess_"), model=realtime.model)
         return JSONResponse({"value": key, "expires_at": expires_at, "session": wire})
 
     _post(app, "/v1/realtime/client_secrets", client_secrets, schema=SecretRequest)
@@ -165,12 +176,6 @@ def create_app(engine: Engine, options: ServeOptions | None = None) -> FastAPI:
     async def realtime_socket(socket: WebSocket) -> None:
         setup = socket.scope.get("state", {}).get("setup")
         await realtime.serve(socket, setup=setup)
-
-    paths = [route.path for route in app.routes if isinstance(route, Route)]
-    app.add_middleware(Counted, metrics=metrics, paths=paths)
-    if WEB.is_dir():
-        app.mount("/", Page(directory=WEB, html=True), name="page")
-    return app
 
 
 class _Announced(uvicorn.Server):

@@ -128,7 +128,7 @@ class Chat:
         body = await read_body(request, self.sessions.limits)
         async with while_connected(request):
             asked = await asyncio.to_thread(_read, body)
-            parts = self._parts(asked, await asyncio.to_thread(self._messages, asked))
+            parts = self._parts(asked, await self.sources.in_worker(self._messages, asked))
             completion = Completion(asked, self.sessions.engine.model_name)
             try:
                 if not asked.stream:

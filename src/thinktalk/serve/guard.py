@@ -135,7 +135,7 @@ def given_key(scope: Scope, headers: Headers) -> str:
     for protocol in scope.get("subprotocols") or ():
         if protocol.startswith(KEY_PROTOCOL):
             return protocol.removeprefix(KEY_PROTOCOL)
-    return headers.get("api-key", "")
+    return ""
 
 
 async def refuse(scope: Scope, send: Send, error: ApiError) -> None:

@@ -92,7 +92,8 @@ class Call:
 
     async def _open(self, settings: Settings, *, wait: bool = False) -> Talk:
         def deliver(event: Event) -> None:
-            if event.session == (self._talk and self._talk.session.id):
+            ours = event.session == (self._talk and self._talk.session.id)
+            if ours and not self.closed.done():
                 self.translate(event)
 
         self._talk = await self.realtime.sessions.open(settings, wait=wait, deliver=deliver)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from thinktalk.live.api import Session
+from thinktalk.live.api import EngineFullError, Session
 from thinktalk.options import Settings
 from thinktalk.serve.limits import Allowance
 from thinktalk.serve.realtime_config import PCM_HZ, Config
@@ -154,6 +154,7 @@ async def audio_commit(desk: Desk, event: Mapping[str, Any]) -> None:
             f"{MIN_COMMIT_MS}ms of audio, but buffer only has {desk.heard_ms:.2f}ms of audio."
         )
         raise ApiError(400, message, code="input_audio_buffer_commit_empty")
+    desk.state.committed_s = desk.heard_ms / 1000
     desk.heard_ms, desk.odd = 0.0, b""
     desk.state.asked["commit"] = event.get("event_id")
     desk.session.commit(respond=False)
@@ -170,7 +171,7 @@ async def image_append(desk: Desk, event: Mapping[str, Any]) -> None:
     if not isinstance(time_ms, int | float) or isinstance(time_ms, bool) or not time_ms >= 0:
         message = "time_ms is a time of the session's sound in milliseconds"
         raise ApiError(400, message, code="invalid_value", param="time_ms")
-    image = await asyncio.to_thread(desk.sources.image, event.get("image"), where="image")
+    image = await desk.sources.in_worker(desk.sources.image, event.get("image"), where="image")
     desk.untouched = False
     desk.session.push_image(image, time_s=time_ms / 1000)
 
@@ -180,7 +181,7 @@ async def image_append(desk: Desk, event: Mapping[str, Any]) -> None:
 
 async def item_create(desk: Desk, event: Mapping[str, Any]) -> None:
     state = desk.state
-    message, item = await asyncio.to_thread(
+    message, item = await desk.sources.in_worker(
         read_item,
         event.get("item"),
         new_id=lambda: new_id("item_"),
@@ -283,7 +284,10 @@ async def _out_of_band(
     translate = Translator(state, in_conversation=False, config=config)
     if asked.get("input") is None:
         changes = _engine_changes(desk, config)
-        talk = desk.sessions.follow(desk.session.fork(), deliver=translate)
+        try:
+            talk = desk.sessions.follow(desk.session.fork(), deliver=translate)
+        except EngineFullError:
+            raise desk.sessions.full() from None
         if changes:
             talk.session.update(**changes)
     else:
@@ -311,7 +315,7 @@ async def _input_messages(desk: Desk, items: Any) -> list[dict[str, Any]]:
                 raise ApiError(400, message, code="invalid_value", param=where)
             messages.append({"role": known["role"], "content": text})
             continue
-        message, _ = await asyncio.to_thread(
+        message, _ = await desk.sources.in_worker(
             read_item,
             item,
             new_id=lambda: new_id("item_"),

@@ -68,6 +68,7 @@ class Translator:
         after = state.behind(event.previous)
         if item is None:
             item = message_item(event.item, event.role, [dict(UNKNOWN_WORDS)])
+            state.seconds.setdefault(event.item, state.committed_s)
             state.emit("input_audio_buffer.committed", item_id=event.item, previous_item_id=after)
         state.items.add(item, after=after)
         state.emit("conversation.item.added", previous_item_id=after, item=item)

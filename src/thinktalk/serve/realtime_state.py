@@ -41,7 +41,8 @@ class State:
     of the last command of each kind. wanted: responses asked for that have not begun, and of those
     metadata, a config that differs from the session's, and what puts the session's back in force.
     sides: sessions of responses out of band. aliases: function calls -> the reply's item.
-    seconds: of sound in users' items. extras: fields that session objects have beside the config.
+    seconds: of sound in users' items; committed_s: in what the client committed last. extras:
+    fields that session objects have beside the config.
     """
 
     id: str
@@ -65,6 +66,7 @@ class State:
     sides: dict[str, Session] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    committed_s: float = 0.0
     stopwatch: Stopwatch | None = None
     spoke: bool = False
     player: Player | None = None  # where the server holds the sound that is not played yet

@@ -6,13 +6,16 @@ blocks and belongs into a worker thread.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import io
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import av
 import numpy as np
@@ -27,6 +30,8 @@ from thinktalk.serve.fetch import Remote, fetch
 from thinktalk.serve.limits import MB, MEGAPIXEL, Limits, too_large
 from thinktalk.serve.schema import ApiError
 
+WORKERS = 8
+Result = TypeVar("Result")
 # Of a medium, from the body of a part: {"url": ...}, {"data": ..., "format": ...} or a string.
 NESTED = ("url", "data", "format", "detail")
 # Options that a caller over the wire may set: the others change how much memory is needed.
@@ -46,7 +51,17 @@ class Sources:
     def __init__(self, limits: Limits, *, remote: Remote):
         self.limits = limits
         self.remote: Remote = remote
+        self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="media")
         self.max_mb = {"image": limits.image_mb, "audio": limits.audio_mb, "video": limits.video_mb}
+
+    async def in_worker(self, work: Callable[..., Result], *args: Any, **options: Any) -> Result:
+        """Calls what reads media in a thread. The threads are few and only for this: slow sites
+        hold up other media at most."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pool, partial(work, *args, **options))
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     def message(self, message: Mapping[str, Any], *, where: str = "messages") -> dict[str, Any]:
         """A chat message with its media loaded. Raises ApiError naming the part."""

@@ -6,7 +6,6 @@ it into stretches of speech, whose times are the detector's; otherwise it is hea
 
 from __future__ import annotations
 
-import asyncio
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
@@ -72,7 +71,7 @@ class Transcriptions:
             file = form["file"]
             assert isinstance(file, UploadFile)
             data = await file.read()
-        samples = await asyncio.to_thread(self.sources.audio, data)
+        samples = await self.sources.in_worker(self.sources.audio, data)
         pieces = self._pieces(samples, asked)
         if asked.stream:
             events = _events(pieces, seconds=len(samples) / EAR_HZ)
