@@ -203,24 +203,25 @@ def test_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = replace(SHORT, what="stages", networks=("talker", "dit"), solver="rk4")
     found = run.run(plan, out=tmp_path / "bench.json")["stages"]
     names = [(stage["network"], stage["unit"], stage["rows"]) for stage in found]
-    assert names == [
+    assert names[:3] == [
         ("Talker", "prompt of 256", 1),
         ("Talker", "token", 1),
         ("Talker", "token", 8),
-        ("DiT, 36 evaluations", "block", 1),
-        ("DiT, 36 evaluations", "block", 8),
-        ("DiT, 36 evaluations", "10 blocks at once", 1),
     ]
-    block, batch, whole = found[3:]
-    assert block["per_sound_s"] == pytest.approx(block["ms"] / 240)
-    assert batch["per_sound_s"] == pytest.approx(batch["ms"] / 240 / 8)
-    assert whole["per_sound_s"] == pytest.approx(whole["ms"] / 2400)
+    assert [name for name, _, _ in names[3:]] == ["DiT, 36 evaluations"] * 4
+    first, later, batch, whole = found[3:]
+    assert first["unit"] == "the first block" and first["sound_s"] == pytest.approx(0.24)
+    assert whole["sound_s"] == pytest.approx(2.4)
+    for stage in (first, later, batch, whole):
+        ms = stage["spent"]["ms"] / stage["sound_s"] / stage["rows"]
+        assert stage["per_sound_s"] == pytest.approx(ms / 1000)
+    assert batch["rows"] == 8 and batch["sound_s"] == later["sound_s"]
 
 
 def test_all_networks_run_alone(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("thinktalk.bench.meter.LONGEST_S", 0.0)
     found = stages.measure_stages(tiny.omni, networks=NETWORKS, solver="euler")
-    assert len(found) == 14 and all(stage.ms > 0 for stage in found)
+    assert len(found) == 15 and all(stage.spent.ms > 0 for stage in found)
 
 
 # ---- the command line

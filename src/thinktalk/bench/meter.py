@@ -5,8 +5,9 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,15 +15,33 @@ import torch
 FEWEST, LONGEST_S = 3, 1.5  # repetitions, and how long it is repeated
 
 
-def median_ms(run: Callable[[], object], *, device: torch.device) -> float:
-    """Of repeated runs, the first of which does not count."""
+@dataclass(frozen=True)
+class Spent:
+    """ms on the clock, cpu_ms of the processor, all threads together."""
+
+    ms: float
+    cpu_ms: float
+
+    def times(self, count: int) -> "Spent":
+        return Spent(count * self.ms, count * self.cpu_ms)
+
+
+def median_of(runs: Sequence[Spent]) -> Spent:
+    return Spent(
+        statistics.median(run.ms for run in runs), statistics.median(run.cpu_ms for run in runs)
+    )
+
+
+def repeat(run: Callable[[], object], *, device: torch.device) -> Spent:
+    """Median of repeated runs, the first of which does not count."""
     run()
-    times: list[float] = []
-    while len(times) < FEWEST or sum(times) < LONGEST_S:
-        start = now(device)
+    runs: list[Spent] = []
+    while len(runs) < FEWEST or sum(spent.ms for spent in runs) < 1000 * LONGEST_S:
+        start, start_cpu = now(device), time.process_time()
         run()
-        times.append(now(device) - start)
-    return 1000 * statistics.median(times)
+        ms, cpu_ms = 1000 * (now(device) - start), 1000 * (time.process_time() - start_cpu)
+        runs.append(Spent(ms, cpu_ms))
+    return median_of(runs)
 
 
 def now(device: torch.device) -> float:

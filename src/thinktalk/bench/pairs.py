@@ -10,18 +10,19 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 
 from thinktalk.bench.calls import Calls, Workload, measure
+from thinktalk.bench.meter import Spent, median_of
 from thinktalk.bench.plan import Network
 from thinktalk.bench.stages import (
+    UTTERANCE,
     UTTERANCE_BLOCKS,
     Stage,
-    blocks_in_words,
     measure_stages,
     seconds_of,
 )
@@ -33,18 +34,22 @@ from thinktalk.media.prompt import build_prompt
 from thinktalk.model.dit import Solver
 from thinktalk.weights import LoadedModel
 
+NOTHING = Spent(0.0, 0.0)
 OFFICIAL_EVALUATIONS = 36  # nine Runge-Kutta steps
 TRIAL = 8, 30  # text tokens and codec ids of the short answers that find the best thread count
 
 
 @dataclass(frozen=True)
 class Side:
-    """What one of the two needed, medians of its runs. evaluations: of the ODE solver; peak_mib: of
-    the whole process, or of the device; threads: of a CPU."""
+    """What one of the two needed, medians of its runs. Seconds from the end of the turn: to the
+    first sound, to the last; rtf: the latter over the duration of the sound. For a second of sound:
+    cpu_per_sound_s of the processor, ours with all the listening, and dit_per_sound_s in the DiT.
+    evaluations: of the ODE solver; peak_mib: of the process, or the device; threads: of a CPU."""
 
     first_audio_s: float
     total_s: float
     rtf: float
+    cpu_per_sound_s: float
     dit_per_sound_s: float
     evaluations: int
     peak_mib: float
@@ -61,7 +66,7 @@ class Pairs:
     @property
     def ratios(self) -> dict[str, float]:
         """Theirs to ours: how many times less we need."""
-        names = ("first_audio_s", "total_s", "rtf", "dit_per_sound_s", "peak_mib")
+        names = (f.name for f in fields(Side) if f.name not in ("evaluations", "threads"))
         return {name: getattr(self.theirs, name) / getattr(self.ours, name) for name in names}
 
 
@@ -178,6 +183,9 @@ def our_side(runs: list[Calls], *, evaluations: int) -> Side:
         first_audio_s=statistics.median(call.first_audio_s for call in calls),
         total_s=statistics.median(call.end_s for call in calls),
         rtf=statistics.median(call.rtf for call in calls),
+        cpu_per_sound_s=statistics.median(
+            run.cpu_s / run.calls[0].playback.duration_s for run in runs
+        ),
         dit_per_sound_s=statistics.median(
             run.shares.seconds["dit"] / run.calls[0].playback.duration_s for run in runs
         ),
@@ -191,14 +199,16 @@ def side_of(
     answers: list[dict[str, Any]], *, evaluations: int, peak_mib: float, threads: int
 ) -> Side:
     total_s = statistics.median(answer["seconds"] for answer in answers)
-    sound_s = [answer["samples"] / VOICE_HZ for answer in answers]
-    dit_s = [answer["dit_s"] / s for answer, s in zip(answers, sound_s, strict=True)]
-    rtf = [answer["seconds"] / s for answer, s in zip(answers, sound_s, strict=True)]
+
+    def per_sound(key: str) -> float:
+        return statistics.median(a[key] / (a["samples"] / VOICE_HZ) for a in answers)
+
     return Side(
         first_audio_s=total_s,
         total_s=total_s,
-        rtf=statistics.median(rtf),
-        dit_per_sound_s=statistics.median(dit_s),
+        rtf=per_sound("seconds"),
+        cpu_per_sound_s=per_sound("cpu_s"),
+        dit_per_sound_s=per_sound("dit_s"),
         evaluations=evaluations,
         peak_mib=peak_mib,
         threads=threads,
@@ -213,14 +223,14 @@ def compare_stages(
 ) -> list[Stage]:
     """Ours and, where transformers can do the same (whole utterances in one row), theirs; rounds
     alternate, and every number is the median over them."""
-    kept: dict[Stage, list[float]] = {}
+    kept: dict[Stage, list[Spent]] = {}
     with Worker() as worker:
         for _ in range(rounds):
             found = measure_stages(model.omni, networks=networks, solver=solver)
             found += their_stages(worker, model, networks, device=device)
             for stage in found:
-                kept.setdefault(replace(stage, ms=0.0), []).append(stage.ms)
-    return [replace(stage, ms=statistics.median(times)) for stage, times in kept.items()]
+                kept.setdefault(replace(stage, spent=NOTHING), []).append(stage.spent)
+    return [replace(stage, spent=median_of(runs)) for stage, runs in kept.items()]
 
 
 def their_stages(
@@ -232,17 +242,15 @@ def their_stages(
         ("vocoder", "vocoder of transformers", 1),
     ):
         if network in networks:
-            ms = (
-                runs
-                * worker.ask(
-                    "alone",
-                    folder=str(model.folder),
-                    network=network,
-                    blocks=UTTERANCE_BLOCKS,
-                    device=str(model.device),
-                    threads=torch.get_num_threads(),
-                )["ms"]
+            answer = worker.ask(
+                "alone",
+                folder=str(model.folder),
+                network=network,
+                blocks=UTTERANCE_BLOCKS,
+                device=device,
+                threads=torch.get_num_threads(),
             )
+            spent = Spent(**answer).times(runs)
             sound_s = seconds_of(model.omni.token2wav, UTTERANCE_BLOCKS)
-            found.append(Stage(name, blocks_in_words(UTTERANCE_BLOCKS), 1, ms, sound_s))
+            found.append(Stage(name, UTTERANCE, 1, spent, sound_s))
     return found

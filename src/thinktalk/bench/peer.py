@@ -8,6 +8,8 @@ that the DiT has, without which random weights end in an error.
 
 import json
 import sys
+import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from thinktalk.bench.meter import forget_peak, median_ms, now, peak_mib
+from thinktalk.bench.meter import forget_peak, now, peak_mib, repeat
 from thinktalk.bench.reference import transformers
 from thinktalk.media.mel import EAR_HZ
 
@@ -74,7 +76,7 @@ class Peer:
         rule = transformers.generation.SuppressTokensLogitsProcessor(
             list(unusable), device=str(self.device)
         )
-        self.dit_s, start = 0.0, now(self.device)
+        self.dit_s, start, start_cpu = 0.0, now(self.device), time.process_time()
         heard = self.ear(
             wave,
             sampling_rate=EAR_HZ,
@@ -99,7 +101,12 @@ class Peer:
             token2wav_num_steps=points,
         )
         seconds = now(self.device) - start
-        return {"seconds": seconds, "dit_s": self.dit_s, "samples": spoken.numel()}
+        return {
+            "seconds": seconds,
+            "cpu_s": time.process_time() - start_cpu,
+            "dit_s": self.dit_s,
+            "samples": spoken.numel(),
+        }
 
     def alone(
         self, *, folder: str, network: str, blocks: int, device: str, threads: int
@@ -123,7 +130,7 @@ class Peer:
                 "time_step": torch.tensor(0.5, device=device),
             }
         with torch.inference_mode():
-            return {"ms": median_ms(lambda: run(**inputs), device=torch.device(device))}
+            return asdict(repeat(lambda: run(**inputs), device=torch.device(device)))
 
     def peak(self) -> dict[str, Any]:
         return {"mib": peak_mib(self.device)}

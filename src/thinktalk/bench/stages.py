@@ -6,38 +6,39 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from thinktalk.bench.meter import median_ms
+from thinktalk.bench.meter import Spent, repeat
 from thinktalk.bench.plan import Network
 from thinktalk.config import DecoderConfig
 from thinktalk.media.mel import VOICE_HZ
 from thinktalk.model.audio import split_windows
 from thinktalk.model.cache import BLOCK_POSITIONS, KVCache, StepPlan
-from thinktalk.model.code2wav import Token2Wav
-from thinktalk.model.dit import Solver
+from thinktalk.model.code2wav import Token2Wav, group_blocks
+from thinktalk.model.dit import DiT, Schedule, Solver
 from thinktalk.model.omni import Omni
 
 PICTURE = (1, 16, 16)  # grid of 224 x 224 pixels: 64 tokens
 PREFILL_TOKENS = 256
 CONTEXT = 512  # positions in the cache when a token is decoded
 BATCHES = (1, 8)
-UTTERANCE_BLOCKS = 10  # of 0.24 s, for whole utterances
+UTTERANCE_BLOCKS = 10  # of 0.24 s
+UTTERANCE = f"{UTTERANCE_BLOCKS} blocks, a whole utterance"
 
 
 @dataclass(frozen=True)
 class Stage:
-    """ms: median of one run. unit: what one run makes, `rows` of them at once; sound_s: how many
+    """spent: median of one run. unit: what one run makes, `rows` of them at once; sound_s: how many
     seconds of sound that is, per row, where it is sound."""
 
     network: str
     unit: str
     rows: int
-    ms: float
+    spent: Spent
     sound_s: float | None = None
 
     @property
     def per_sound_s(self) -> float | None:
         """Seconds for a second of sound."""
-        return None if self.sound_s is None else self.ms / 1000 / (self.rows * self.sound_s)
+        return None if self.sound_s is None else self.spent.ms / 1000 / (self.rows * self.sound_s)
 
 
 def modules(omni: Omni, networks: tuple[Network, ...]) -> list[nn.Module]:
@@ -69,8 +70,8 @@ def audio(omni: Omni, solver: Solver) -> list[Stage]:
     for rows in BATCHES:
         mel = torch.randn(tower.config.num_mel_bins, rows * frames, device=like.device)
         windows, lengths = split_windows(mel)
-        ms = median_ms(lambda w=windows, n=lengths: tower(w.to(like.dtype), n), device=like.device)
-        found.append(Stage("audio encoder", "2 s window", rows, ms, 2.0))
+        spent = repeat(lambda w=windows, n=lengths: tower(w.to(like.dtype), n), device=like.device)
+        found.append(Stage("audio encoder", "2 s window", rows, spent, 2.0))
     return found
 
 
@@ -80,8 +81,8 @@ def vision(omni: Omni, solver: Solver) -> list[Stage]:
     grid = torch.tensor([PICTURE])
     shape = int(grid.prod()), tower.config.patch_dim
     patches = torch.randn(shape, device=like.device, dtype=like.dtype)
-    ms = median_ms(lambda: tower(patches, grid), device=like.device)
-    return [Stage("vision encoder", "picture of 64 tokens", 1, ms)]
+    spent = repeat(lambda: tower(patches, grid), device=like.device)
+    return [Stage("vision encoder", "picture of 64 tokens", 1, spent)]
 
 
 def thinker(omni: Omni, solver: Solver) -> list[Stage]:
@@ -125,51 +126,69 @@ def decoder(
             return logits(hidden[:, -1])
 
         unit = "token" if count == 1 else f"prompt of {count}"
-        found.append(Stage(name, unit, rows, median_ms(run, device=like.device)))
+        found.append(Stage(name, unit, rows, repeat(run, device=like.device)))
     return found
 
 
 def dit(omni: Omni, solver: Solver) -> list[Stage]:
-    """A block as the live engine renders it, together with the one after it and with the past of
-    the one before; and whole utterances as the reference computes them."""
-    found = [dit_stage(omni.token2wav, solver, rows=rows, blocks=1) for rows in BATCHES]
-    return [*found, dit_stage(omni.token2wav, solver, rows=1, blocks=UTTERANCE_BLOCKS)]
+    """Groups of blocks as the live engine renders them, each together with the block after it: the
+    first, and later ones; and whole utterances as the reference computes them."""
+    token2wav = omni.token2wav
+    network = token2wav.code2wav_dit_model
+    # one evaluation of the solver is measured; all cost the same
+    evaluations = len(network.schedule(solver).modulations)
+    one = network.schedule("euler", num_points=2)
+    name, found = f"DiT, {evaluations} evaluations", []
+    for first, rows in ((0, 1), (later_group(), 1), (later_group(), max(BATCHES))):
+        blocks = group_blocks(first)
+        spent = repeat(rendering(token2wav, one, first=first, rows=rows), device=device_of(network))
+        unit, sound_s = in_words(blocks, first), seconds_of(token2wav, blocks)
+        found.append(Stage(name, unit, rows, spent.times(evaluations), sound_s))
+    spent = repeat(sampling(network, one), device=device_of(network))
+    sound_s = seconds_of(token2wav, UTTERANCE_BLOCKS)
+    return [*found, Stage(name, UTTERANCE, 1, spent.times(evaluations), sound_s)]
 
 
-def dit_stage(token2wav: Token2Wav, solver: Solver, *, rows: int, blocks: int) -> Stage:
-    """One evaluation of the solver is measured; all cost the same."""
-    network, config = token2wav.code2wav_dit_model, token2wav.code2wav_dit_model.config
-    like, device = network.proj_out.weight, network.proj_out.weight.device
-    full, short = network.schedule(solver), network.schedule("euler", num_points=2)
-    frames = (2 if blocks == 1 else blocks) * config.block_size
-    codes = torch.zeros(rows, frames // config.repeats, dtype=torch.int64, device=device)
-    voice = torch.zeros(rows, full.branches, config.hidden_size, device=device, dtype=like.dtype)
+def rendering(
+    token2wav: Token2Wav, schedule: Schedule, *, first: int, rows: int
+) -> Callable[[], object]:
+    """The group of blocks that begins with block number `first`, of so many replies at once."""
+    state = token2wav.new_state(rows, schedule)
+    count = (group_blocks(first) + 1) * token2wav.config.dit_config.codes_per_block
+    ids, counts = torch.zeros(rows, count, dtype=torch.int64), torch.full((rows,), count)
+
+    def run() -> None:
+        state.blocks.fill_(first)
+        token2wav.render(state, ids, counts=counts, schedule=schedule)
+
+    return run
+
+
+def sampling(network: DiT, schedule: Schedule) -> Callable[[], object]:
+    """A whole utterance at once, without look-ahead to leave out."""
+    config, device = network.config, device_of(network)
+    frames = UTTERANCE_BLOCKS * config.block_size
+    voice = network.proj_out.weight.new_zeros(1, schedule.branches, config.hidden_size)
+    codes = torch.zeros(1, frames // config.repeats, dtype=torch.int64, device=device)
     context = network.branch_context(codes, voice)
-    past = None
-    if blocks == 1:
-        layers = len(config.look_backward_layers)
-        shape = len(context), len(short.modulations), layers, *network.carry_shape
-        past = torch.zeros(shape, device=device, dtype=like.dtype)
-    seen = torch.full((len(context),), past is not None, device=device)
-    layout = network.layout(len(context), frames, has_past=seen)
-    noise = torch.randn(rows, frames, config.mel_dim, device=device)
-    ms = median_ms(lambda: network.solve(noise, context, layout, short, past=past), device=device)
-    ms *= len(full.modulations)
-    name = f"DiT, {len(full.modulations)} evaluations"
-    return Stage(name, blocks_in_words(blocks), rows, ms, seconds_of(token2wav, blocks))
+    layout = network.layout(len(context), frames)
+    noise = torch.randn(1, frames, config.mel_dim, device=device)
+    return lambda: network.solve(noise, context, layout, schedule)
 
 
 def vocoder(omni: Omni, solver: Solver) -> list[Stage]:
-    token2wav = omni.token2wav
-    config, like = token2wav.config.dit_config, token2wav.code2wav_bigvgan_model.conv_pre.weight
-    found = []
-    for blocks in (1, UTTERANCE_BLOCKS):
-        around = 2 * token2wav.practical_context if blocks == 1 else 0
-        frames = blocks * config.block_size + around
-        mel = torch.randn(1, frames, config.mel_dim, device=like.device) - 4
-        ms = median_ms(lambda mel=mel: token2wav.vocode(mel), device=like.device)
-        sound_s = seconds_of(token2wav, blocks)
-        found.append(Stage("vocoder", blocks_in_words(blocks), 1, ms, sound_s))
+    token2wav, network = omni.token2wav, omni.token2wav.code2wav_bigvgan_model
+    config, found = token2wav.config.dit_config, []
+    group = group_blocks(later_group())
+    around = 2 * token2wav.practical_context
+    for unit, blocks, extra in (
+        (in_words(group, later_group()), group, around),
+        (UTTERANCE, UTTERANCE_BLOCKS, 0),
+    ):
+        frames = blocks * config.block_size + extra
+        mel = torch.randn(1, frames, config.mel_dim, device=device_of(network)) - 4
+        spent = repeat(lambda mel=mel: token2wav.vocode(mel), device=device_of(network))
+        found.append(Stage("vocoder", unit, 1, spent, seconds_of(token2wav, blocks)))
     return found
 
 
@@ -183,10 +202,23 @@ MEASURES = {
 }
 
 
-def blocks_in_words(blocks: int) -> str:
-    return "block" if blocks == 1 else f"{blocks} blocks at once"
+def later_group() -> int:
+    """Where a group of blocks begins once the groups have their final size."""
+    first = 0
+    while first < 100:
+        first += group_blocks(first)
+    return first
+
+
+def in_words(blocks: int, first: int) -> str:
+    when = "later" if first else "first"
+    return f"the {when} block" if blocks == 1 else f"{blocks} {when} blocks"
 
 
 def seconds_of(token2wav: Token2Wav, blocks: int) -> float:
     ids = blocks * token2wav.config.dit_config.codes_per_block
     return ids * token2wav.samples_per_id / VOICE_HZ
+
+
+def device_of(network: nn.Module) -> torch.device:
+    return next(network.parameters()).device

@@ -90,6 +90,7 @@ def pairs(found: Report) -> str:
             ("first audio after the end of the turn, ms", "first_audio_s", 1000, 0),
             ("last audio after the end of the turn, ms", "total_s", 1000, 0),
             ("audio real-time factor", "rtf", 1, 2),
+            ("processor, s per s of sound", "cpu_per_sound_s", 1, 2),
             ("DiT, seconds per second of sound", "dit_per_sound_s", 1, 3),
             ("peak memory, MiB", "peak_mib", 1, 0),
         )
@@ -115,11 +116,13 @@ def turn_end(found: Report) -> str:
 
 def stages(found: Sequence[Report]) -> str:
     rows = [
-        (stage["network"], stage["unit"], stage["rows"], f"{stage['ms']:.2f}",
+        (stage["network"], stage["unit"], stage["rows"], f"{stage['spent']['ms']:.2f}",
+         f"{stage['spent']['cpu_ms']:.2f}",
          "" if stage["per_sound_s"] is None else f"{stage['per_sound_s']:.3f}")
         for stage in found
     ]  # fmt: skip
-    return table(("network", "one run", "rows", "ms", "s per s of sound and row"), rows)
+    head = ("network", "one run", "rows", "ms", "of the processor", "s per s of sound and row")
+    return table(head, rows)
 
 
 def middle(many: Report, key: str) -> float:
