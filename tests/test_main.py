@@ -20,6 +20,7 @@ from thinktalk import __main__ as command_line
 from thinktalk import terminal
 from thinktalk.__main__ import main
 from thinktalk.eval import run as eval_run
+from thinktalk.live.engine import Engine
 from thinktalk.media.chat import SPEECH_SYSTEM_PROMPT
 from thinktalk.train import assemble, command, plot, recipe
 
@@ -28,7 +29,9 @@ QUESTION = str(ROOT / "examples" / "question.wav")
 SHORT = ("--max-text-tokens", "4", "--max-codec-ids", "3")
 
 
-@pytest.mark.parametrize("command", ["", "chat", "train", "train thinker", "train plot", "eval", "bench"])
+@pytest.mark.parametrize(
+    "command", ["", "chat", "train", "train thinker", "train plot", "eval", "bench"]
+)
 def test_help_without_torch(command: str) -> None:
     # -X importtime writes one line per imported module to stderr
     call = [sys.executable, "-X", "importtime", "-m", "thinktalk", *command.split(), "--help"]
@@ -42,6 +45,7 @@ def test_spelled_out_names() -> None:
     """--help lists, without importing them, what the code has."""
     assert command.STAGES.keys() == recipe.STAGES.keys()
     assert command_line.SUITES == eval_run.SUITES
+    assert tuple(eval_run.groups()) == command_line.GROUPS
     known: set[str] = set()
     for stage, (_, earlier) in command.STAGES.items():
         assert known >= {*earlier} >= {*recipe.BUILDS_ON.get(stage, ())}
@@ -245,9 +249,14 @@ def test_eval(folder: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     monkeypatch.setattr(eval_run, "run", lambda model, **options: calls.append((model, options)))
     arguments = ["--model", folder, "--cases", "7", "--out", str(tmp_path)]
     assert main(["eval", "playroom", *arguments]) == 0
-    ((model, options),) = calls
+    assert main(["eval", "playroom", *arguments, "--only", "seen", "--only", "when"]) == 0
+    (model, every), (_, some) = calls
     assert str(model.folder) == folder
-    assert options == {"suite": "playroom", "cases": 7, "out": tmp_path}
+    engine = every.pop("engine")
+    assert isinstance(engine, Engine) and engine.max_sessions == 2
+    engine.close()
+    assert every == {"suite": "playroom", "cases": 7, "only": (), "out": tmp_path}
+    assert some["only"] == ("seen", "when") and some["engine"] is None
 
 
 def test_a_missing_extra_is_named(

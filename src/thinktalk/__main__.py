@@ -24,6 +24,10 @@ EXTRAS = {  # module -> extra
 }
 DTYPES = ("float32", "bfloat16", "float16")
 SUITES = ("playroom",)
+# eval.run.groups
+GROUPS = tuple(
+    "typed spoken unseen said seen heard watched when aloud look speech pace vocoder live".split()
+)
 REMOTE = ("off", "public", "any")  # serve.fetch.Remote
 
 
@@ -296,12 +300,20 @@ def add_eval(commands: "Commands") -> None:
     evaluate = commands.add_parser(
         "eval",
         help="measure a model on held-out cases",
-        description="Measures a model on held-out cases and prints a table. playroom: typed and "
-        "spoken questions, and how well an independent recogniser understands the replies.",
+        description="Measures a model on held-out cases and prints a table. playroom: questions "
+        "typed and spoken, about pictures, sounds and films, what holds sound and sight together, "
+        "how well an independent recogniser understands the replies, and the live engine.",
     )
     evaluate.add_argument("suite", metavar="SUITE", choices=SUITES, help=", ".join(SUITES))
     evaluate.add_argument(
         "--cases", metavar="N", type=int, default=200, help="per group of rows (default: 200)"
+    )
+    evaluate.add_argument(
+        "--only",
+        metavar="GROUP",
+        action="append",
+        choices=GROUPS,
+        help=f"only these rows; repeatable ({', '.join(GROUPS)})",
     )
     evaluate.add_argument(
         "--out", metavar="DIR", type=Path, help="folder for results.md and results.json"
@@ -313,7 +325,16 @@ def add_eval(commands: "Commands") -> None:
 def run_eval(options: argparse.Namespace) -> None:
     from thinktalk.eval import run
 
-    run.run(load(options), suite=options.suite, cases=options.cases, out=options.out)
+    model, only = load(options), tuple(options.only or ())
+    engine = thinktalk.live(model, max_sessions=2) if not only or "live" in only else None
+    run.run(
+        model,
+        suite=options.suite,
+        cases=options.cases,
+        only=only,
+        engine=engine,
+        out=options.out,
+    )
 
 
 # ---- bench

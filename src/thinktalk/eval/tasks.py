@@ -1,37 +1,29 @@
-"""The playroom's measurements: a loaded model in, rows of a table out.
+"""The playroom's questions: a loaded model in, rows of a table out.
 
-Only held-out cases are asked, drawn evenly over the tasks, greedily decoded. What a row counts:
-
-- typed, spoken: answers equal to the canonical one (lower case, no punctuation), by task and in
-  all. Three tasks are always heard (dictation, transcribe, who), so only "spoken" has them.
-- reply speech: word error rate of an independent recogniser against the canonical answer, beside
-  the same recogniser on flite's own rendering of that answer (the ceiling).
-- pace: how much longer the same sentence is said slowly than quickly; at least 1.4 is wanted.
-- pitch: share of voiced frames of vocoded true mel within 5 % of the wave the mel was made from.
+Only held-out cases are asked, greedily decoded. An answer counts if it equals the canonical one
+(lower case, no punctuation).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 
-from thinktalk.eval.metrics import exact, pitch, pitch_agreement
-from thinktalk.eval.recogniser import Recogniser, heard_error_rate
-from thinktalk.generate import Answer, generate
-from thinktalk.media.mel import voice_mel
-from thinktalk.playroom import dataset, speech, talk
+from thinktalk.eval.metrics import exact, normalise, word_error_rate
+from thinktalk.generate import Answer, Rearrange, generate
+from thinktalk.playroom import cases, senses, speech, talk
+from thinktalk.playroom.cases import Asked, Example
 from thinktalk.playroom.talk import Case
 
-HEARD_TASKS = ("dictation", "transcribe", "who")
+HEARD_TASKS = ("dictation", "transcribe", "who")  # what they are about is always heard
 TYPED_TASKS = tuple(task for task in talk.TASKS if task not in HEARD_TASKS)
-# What the speech of a reply is measured on: half sentences to repeat, half answers of these.
-ANSWER_TASKS = tuple(task for task in TYPED_TASKS if task not in ("repeat", "pace"))
-PACE_GOAL = 1.4
+WRITTEN_TASKS = ("repeat", "dictation")  # also measured in words
 # The longest answer counts from zero to twenty: a model that does not stop is cut here.
 MAX_TEXT_TOKENS, MAX_CODEC_IDS = 160, 1000
 KEPT_MISSES = 10  # wrong answers written into the results, per row
+VOICE_NAMES = {"train": "training voices", "unseen": "unseen voices"}
 
 Tick = Callable[[], Any]
 
@@ -52,110 +44,134 @@ class Row:
         return asdict(self)
 
 
-def answers(model: Any, *, cases: int, seed: int, voices: str | None, tick: Tick) -> Iterator[Row]:
-    """Exact answers to typed questions (voices None) or to spoken ones ("train", "unseen")."""
-    group = "typed" if voices is None else f"spoken, {VOICE_NAMES[voices]}"
-    tasks = TYPED_TASKS if voices is None else talk.TASKS
-    right: dict[str, list[bool]] = {task: [] for task in tasks}
-    misses: list[dict[str, str]] = []
-    for number in range(cases):
+def typed(model: Any, *, count: int, seed: int, tick: Tick) -> Iterator[Row]:
+    """The talking tasks, typed, evenly mixed."""
+    examples = mixed(TYPED_TASKS, count=count, seed=seed, asked="typed")
+    marks = ask_all(model, examples, tick=tick)
+    yield from marks.rows("typed")
+    yield marks.in_all("typed")
+
+
+def spoken(model: Any, *, count: int, seed: int, tick: Tick, voices: str) -> Iterator[Row]:
+    """The same tasks and those that are always heard, asked aloud in "train" or "unseen" voices."""
+    group = f"spoken, {VOICE_NAMES[voices]}"
+    examples = mixed(talk.TASKS, count=count, seed=seed, asked="spoken", voices=voices)
+    marks = ask_all(model, examples, tick=tick)
+    yield from marks.rows(group)
+    yield marks.in_all(group)
+
+
+def single(
+    model: Any,
+    *,
+    count: int,
+    seed: int,
+    tick: Tick,
+    group: str,
+    asked: Mapping[str, Sequence[Asked]],
+) -> Iterator[Row]:
+    """`count` cases of every task, asked in the task's ways in turn."""
+    for task, ways in asked.items():
+        examples = (
+            cases.make(seed=seed, split="test", number=n, task=task, asked=ways[n % len(ways)])
+            for n in range(count)
+        )
+        marks = ask_all(model, examples, tick=tick)
+        yield from marks.rows(group)
+        if task in WRITTEN_TASKS:
+            yield marks.word_errors(group, task)
+
+
+def aloud(model: Any, *, count: int, seed: int, tick: Tick) -> Iterator[Row]:
+    """Questions about pictures, sounds and films, asked aloud; every second one about a film inside
+    its own sound track."""
+    group, tasks = "pictures, sounds, films, asked aloud", [*senses.TASKS]
+    tasks.remove("look and talk")
+    ways: tuple[Asked, Asked] = ("spoken", "inside")
+    examples = (
+        cases.make(
+            seed=seed,
+            split="test",
+            number=n,
+            task=tasks[n % len(tasks)],
+            asked=ways[n // len(tasks) % 2],
+        )
+        for n in range(count)
+    )
+    marks = ask_all(model, examples, tick=tick)
+    yield from marks.rows(group)
+    yield marks.in_all(group)
+
+
+def look_and_talk(model: Any, *, count: int, seed: int, tick: Tick) -> Iterator[Row]:
+    """A picture and two spoken questions; both answers must be right, and the second one is given
+    after the model's own first."""
+    firsts, boths, misses = [], [], []
+    for number in range(count):
+        example = cases.make(
+            seed=seed, split="test", number=number, task="look and talk", asked="spoken"
+        )
+        before, wanted, question = example.messages
+        first = reply(model, [before]).text
+        second = reply(model, [before, wanted | {"content": first}, question]).text
+        firsts.append(exact(first, wanted["content"]))
+        boths.append(firsts[-1] and exact(second, example.case.answer))
+        if not boths[-1]:
+            asked = f"{wanted['content']} {example.case.answer}"
+            misses.append({"task": "look and talk", "wanted": asked, "said": f"{first} {second}"})
+        tick()
+    group = "look and talk, spoken"
+    yield Row(group, "first answer", count, percent(firsts))
+    yield Row(group, "both answers", count, percent(boths), misses=misses[:KEPT_MISSES])
+
+
+def mixed(
+    tasks: Sequence[str], *, count: int, seed: int, asked: Asked, voices: str = "train"
+) -> Iterator[Example]:
+    """`count` held-out cases of the tasks in turn; the same ones for every way of asking."""
+    for number in range(count):
         task = tasks[number % len(tasks)]
-        # The same seed draws the same questions for every kind of voice.
-        case = talk.sample(np.random.default_rng([seed, number]), split="test", task=task)
-        rng = np.random.default_rng([seed, number, 1])
-        messages = messages_of(case, rng=rng, voices=voices)
-        said = reply(model, messages, case=case)
-        right[task].append(is_right(said, case))
-        if not right[task][-1]:
-            asked = case.heard or case.question
-            misses.append({"task": task, "asked": asked, "wanted": case.answer, "said": said.text})
+        yield cases.make(
+            seed=seed, split="test", number=number, task=task, asked=asked, voices=voices
+        )
+
+
+@dataclass
+class Marks:
+    """What was asked, wanted and said, by task."""
+
+    said: dict[str, list[tuple[Case, Answer]]] = field(default_factory=dict)
+
+    def rows(self, group: str) -> Iterator[Row]:
+        """The share of right answers of every task."""
+        for task, pairs in self.said.items():
+            right = [is_right(answer, case) for case, answer in pairs]
+            wrong = [pair for pair, ok in zip(pairs, right, strict=True) if not ok]
+            misses = [
+                {"asked": c.heard or c.question, "wanted": c.answer, "said": a.text}
+                for c, a in wrong[:KEPT_MISSES]
+            ]
+            yield Row(group, task, len(pairs), percent(right), misses=misses)
+
+    def in_all(self, group: str) -> Row:
+        every = [is_right(a, c) for pairs in self.said.values() for c, a in pairs]
+        return Row(group, "in all", len(every), percent(every))
+
+    def word_errors(self, group: str, task: str) -> Row:
+        """Word error rate of the sentences, without the words that every answer begins with."""
+        pairs = [(_sentence(a.text), _sentence(c.answer)) for c, a in self.said[task]]
+        rate = word_error_rate([said for said, _ in pairs], [wanted for _, wanted in pairs])
+        return Row(group, f"{task}, word error rate", len(pairs), 100 * rate)
+
+
+def ask_all(model: Any, examples: Iterator[Example], *, tick: Tick) -> Marks:
+    """Asks every example once."""
+    marks = Marks()
+    for example in examples:
+        said = reply(model, example.messages, case=example.case)
+        marks.said.setdefault(example.case.task, []).append((example.case, said))
         tick()
-    for task, marks in right.items():
-        if marks:
-            own = [miss for miss in misses if miss["task"] == task][:KEPT_MISSES]
-            yield Row(group, task, len(marks), 100 * float(np.mean(marks)), misses=own)
-    every = [mark for marks in right.values() for mark in marks]
-    yield Row(group, "in all", len(every), 100 * float(np.mean(every)))
-
-
-VOICE_NAMES = {"train": "training voices", "unseen": "unseen voices"}
-
-
-def reply_speech(model: Any, *, cases: int, seed: int, voice: str, tick: Tick) -> Iterator[Row]:
-    """Word error rate of the model's own speech, and of flite's, with both language models."""
-    ears = {name: Recogniser(name) for name in ("bigram", "unigram")}
-    wanted: list[str] = []
-    heard: dict[tuple[str, str], list[str]] = {}
-    longer: list[float] = []
-    pitches: dict[str, list[np.ndarray]] = {"model": [], "flite": []}
-    for number in range(cases):
-        rng = np.random.default_rng([seed, number])
-        task = "repeat" if number % 2 == 0 else ANSWER_TASKS[number // 2 % len(ANSWER_TASKS)]
-        case = _with_speech(rng, task)
-        said = reply(model, messages_of(case), case=case, voice=voice, seed=seed)
-        own, flite = said.audio, speech.speak(case.speech, voice=voice)
-        wanted.append(case.speech)
-        longer.append(len(own) / said.sample_rate / (len(flite) / speech.REPLY_HZ))
-        for who, wave, hz in (("model", own, said.sample_rate), ("flite", flite, speech.REPLY_HZ)):
-            pitches[who].append(pitch(wave, sample_hz=hz))
-            for name, ear in ears.items():
-                heard.setdefault((who, name), []).append(ear.transcribe(wave, sample_hz=hz))
-        tick()
-    for name in ears:
-        rate, ceiling = (100 * heard_error_rate(heard[w, name], wanted) for w in ("model", "flite"))
-        lines = [
-            {"wanted": text, "heard": model_heard, "ceiling heard": flite_heard}
-            for text, model_heard, flite_heard in zip(
-                wanted, heard["model", name], heard["flite", name], strict=True
-            )
-            if model_heard != flite_heard
-        ]
-        label = f"{voice}, word error rate, {name}"
-        yield Row("reply speech", label, cases, rate, ceiling=ceiling, misses=lines[:KEPT_MISSES])
-    ratio = float(np.mean(longer))
-    yield Row("reply speech", f"{voice}, length beside flite's", cases, ratio, "x", 1.0)
-    level, target = (_median_pitch(pitches[who]) for who in ("model", "flite"))
-    yield Row("reply speech", f"{voice}, median pitch", cases, level, "Hz", target)
-
-
-def pace(model: Any, *, cases: int, seed: int, voice: str, tick: Tick) -> Iterator[Row]:
-    """Slow against quick: mean ratio of lengths, and the share of pairs that reach the goal."""
-    ratios, ceilings = [], []
-    for number in range(cases):
-        text = talk.sample(
-            np.random.default_rng([seed, number]), split="test", task="repeat"
-        ).answer
-        lengths, flites = [], []
-        for word, stretch in talk.STRETCH.items():
-            question = talk.PHRASES[word][0].format(a=text)
-            messages = [{"role": "user", "content": question}]
-            said = reply(model, messages, voice=voice, seed=seed)
-            lengths.append(len(said.audio))
-            flites.append(len(speech.speak(text, voice=voice, stretch=stretch)))
-        ratios.append(lengths[0] / max(lengths[1], 1))
-        ceilings.append(flites[0] / flites[1])
-        tick()
-    mean, goal = float(np.mean(ratios)), 100 * float(np.mean(np.array(ratios) >= PACE_GOAL))
-    best = 100 * float(np.mean(np.array(ceilings) >= PACE_GOAL))
-    yield Row("pace", f"{voice}, slow beside quick", cases, mean, "x", float(np.mean(ceilings)))
-    yield Row("pace", f"{voice}, pairs of at least {PACE_GOAL}", cases, goal, ceiling=best)
-
-
-def vocoder(model: Any, *, cases: int, seed: int, voice: str, tick: Tick) -> Iterator[Row]:
-    """Pitch of vocoded true mel beside the wave that the mel was made from."""
-    network = model.omni.token2wav.code2wav_bigvgan_model
-    place = next(network.parameters())
-    shares = []
-    for number in range(cases):
-        rng = np.random.default_rng([seed, number])
-        wave = speech.speak(talk.sample(rng, split="test", task="repeat").answer, voice=voice)
-        mel = torch.from_numpy(voice_mel(wave)).T[None].to(place)  # [1, 80, T]
-        with torch.inference_mode():
-            made = network(mel).float().cpu().numpy().reshape(-1)
-        shares.append(100 * pitch_agreement(made, wave, sample_hz=speech.REPLY_HZ))
-        tick()
-    name = f"{voice}, pitch within 5 %"
-    yield Row("vocoder on true mel", name, cases, float(np.mean(shares)), ceiling=100.0)
+    return marks
 
 
 def is_right(said: Answer, case: Case) -> bool:
@@ -165,31 +181,14 @@ def is_right(said: Answer, case: Case) -> bool:
     return exact(said.text, case.answer)
 
 
-def messages_of(
-    case: Case, *, rng: np.random.Generator | None = None, voices: str | None = None
-) -> list[dict[str, Any]]:
-    """The chat messages of a case; spoken by a voice of the split `voices`, typed where None."""
-    if voices is None:
-        assert case.heard is None and case.question, case
-        system = [("system", case.system)] if case.system is not None else []
-        return [talk.chat_message(role, text) for role, text in (*system, *case.turns)]
-    assert rng is not None, "a spoken case needs its random generator"
-    _, clips, messages = dataset.hear(case, rng=rng, voices=voices)
-    for message in messages:
-        parts = message["content"]
-        for part in parts if isinstance(parts, list) else []:
-            if part["type"] == "audio":
-                part["audio"] = clips[part["audio"]].astype(np.float32) / 32768
-    return messages
-
-
 def reply(
     model: Any,
-    messages: list[dict[str, Any]],
+    messages: Sequence[dict[str, Any]],
     *,
     case: Case | None = None,
     voice: str | None = None,
     seed: int = 0,
+    positions: Rearrange | None = None,
 ) -> Answer:
     """The model's answer with the case's tools, aloud where a voice is given."""
     return generate(
@@ -201,18 +200,13 @@ def reply(
         seed=seed,
         max_text_tokens=MAX_TEXT_TOKENS,
         max_codec_ids=MAX_CODEC_IDS,
+        positions=positions,
     )
 
 
-def _with_speech(rng: np.random.Generator, task: str) -> Case:
-    """A held-out case that is answered aloud."""
-    while not (case := talk.sample(rng, split="test", task=task)).speech:
-        pass
-    return case
+def percent(marks: Sequence[bool] | NDArray[np.bool]) -> float:
+    return 100 * float(np.mean(marks))
 
 
-def _median_pitch(tracks: Sequence[np.ndarray]) -> float:
-    """Median over voiced frames in Hz; 0 where nothing is voiced."""
-    voiced = np.concatenate(tracks)
-    voiced = voiced[voiced > 0]
-    return float(np.median(voiced)) if len(voiced) else 0.0
+def _sentence(text: str) -> str:
+    return normalise(text).removeprefix("you said ")
