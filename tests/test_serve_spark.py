@@ -17,6 +17,7 @@ from serving import serving
 import thinktalk
 from thinktalk.live.engine import Engine
 from thinktalk.media.decode import load_audio
+from thinktalk.playroom import talk
 from thinktalk.serve.app import ServeOptions
 
 QUESTION = Path(__file__).parents[1] / "examples" / "question.wav"
@@ -95,14 +96,51 @@ def test_speech(sdk: OpenAI) -> None:
     assert len(samples) > 0.3 * 24_000 and np.abs(samples).max() > 1000
 
 
-def test_transcription_endpoint(sdk: OpenAI) -> None:
-    """spark answers instead of writing down what it hears; what is tested is the way there and
-    back, with the detector's times."""
+def test_transcription(sdk: OpenAI) -> None:
     reply = sdk.audio.transcriptions.create(
         model="spark", file=QUESTION.open("rb"), response_format="verbose_json"
     )
-    assert reply.text and reply.segments and len(reply.segments) == 1
+    assert reply.text == "what is the capital of france?"
+    assert reply.segments and [segment.text for segment in reply.segments] == [reply.text]
     assert 0 <= reply.segments[0].start < 0.5 < reply.segments[0].end <= reply.duration
+
+
+def test_persona_and_tool(sdk: OpenAI) -> None:
+    for name in ("grace", "frank"):
+        messages: Any = [
+            {"role": "system", "content": f"your name is {name}."},
+            {"role": "user", "content": "what is your name?"},
+        ]
+        reply = sdk.chat.completions.create(model="spark", messages=messages)
+        assert reply.choices[0].message.content == f"my name is {name}."
+    tools: Any = [talk.GET_TIME]
+    messages = [{"role": "user", "content": "what time is it?"}]
+    choice = sdk.chat.completions.create(model="spark", messages=messages, tools=tools).choices[0]
+    assert choice.finish_reason == "tool_calls" and choice.message.tool_calls
+    call: Any = choice.message.tool_calls[0]
+    assert call.function.name == "get_time" and choice.message.content is None
+    result = {"role": "tool", "tool_call_id": call.id, "content": "five"}
+    messages += [choice.message.model_dump(), result]
+    reply = sdk.chat.completions.create(model="spark", messages=messages, tools=tools)
+    assert reply.choices[0].message.content == "it is five o'clock."
+
+
+def test_a_tool_in_a_spoken_conversation(url: str) -> None:
+    with realtime(url) as client:
+        client.setup(tools=[{"type": "function", **talk.GET_TIME["function"]}])
+        content = [{"type": "input_text", "text": "what time is it?"}]
+        item = {"type": "message", "role": "user", "content": content}
+        client.send("conversation.item.create", item=item)
+        client.send("response.create")
+        (call,) = client.until("response.done")["response"]["output"]
+        assert (call["type"], call["name"]) == ("function_call", "get_time")
+        assert not len(client.sound()), "nobody hears a function call"
+        result = {"type": "function_call_output", "call_id": call["call_id"], "output": "ten"}
+        client.send("conversation.item.create", item=result)
+        client.send("response.create")
+        (said,) = client.until("response.done")["response"]["output"]
+        assert said["content"][0]["transcript"] == "it is ten o'clock."
+        assert np.abs(client.sound()).max() > 1000
 
 
 def test_a_spoken_turn(url: str, question: np.ndarray) -> None:
@@ -132,8 +170,8 @@ def test_a_spoken_turn(url: str, question: np.ndarray) -> None:
             ],
             client.kinds(),
         )
-        if "conversation.item.input_audio_transcription.completed" not in client.kinds():
-            client.until("conversation.item.input_audio_transcription.completed")
+        heard = until_seen(client, "conversation.item.input_audio_transcription.completed")
+        assert heard["transcript"] == "what is the capital of france?"
 
 
 def test_two_turns_with_an_interruption(url: str, question: np.ndarray) -> None:
