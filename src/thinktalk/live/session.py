@@ -80,7 +80,8 @@ class Waiting:
 
     run: Callable[[Conversation, Any], None]
     media: Future | None = None
-    even_if_closed: bool = False  # done even if the session is closed before its turn comes
+    # it, and what was asked for before it, is done even if the session is closed meanwhile
+    even_if_closed: bool = False
     dropped: Callable[[], object] | None = None  # called if it will never be done
 
 
@@ -213,11 +214,18 @@ class LiveSession:
             if self._is_closed:
                 return
             self._is_closed = True
-            for waiting in list(self.inbox):
-                if not waiting.even_if_closed:
-                    self.inbox.remove(waiting)
+            while self.inbox and not self.inbox[-1].even_if_closed:
+                self.inbox.pop()
             self.inbox.append(Waiting(lambda c, _: self._engine.end(self)))
         self._engine.wake()
+
+    def take(self) -> Waiting | None:
+        """The next command, for the engine; None if there is none, or its media are not read."""
+        with self._lock:
+            if not self.inbox:
+                return None
+            media = self.inbox[0].media
+            return None if media is not None and not media.done() else self.inbox.popleft()
 
     def shut(self) -> None:
         """Takes no more commands; for the engine, where a session ends on its own."""

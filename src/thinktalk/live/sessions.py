@@ -175,15 +175,12 @@ class Sessions:
         worked = False
         for name, session in list(self.sessions.items()):
             for _ in range(COMMANDS_PER_TICK):
-                conversation = self.conversations.get(name)
-                if conversation is None or not session.inbox:
-                    break
-                media = session.inbox[0].media
-                if media is not None and not media.done():
+                conversation, waiting = self.conversations.get(name), session.take()
+                if conversation is None or waiting is None:
                     break
                 worked = True
                 try:
-                    _carry_out(session.inbox.popleft(), conversation)
+                    _carry_out(waiting, conversation)
                 except Exception as error:  # the edge of the command
                     log.exception("a command of %s failed", name)
                     self.abort(conversation, f"this session failed: {error}")
