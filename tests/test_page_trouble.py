@@ -74,21 +74,27 @@ def test_lost_connection_goes_on_where_it_broke(page: Page, server: ScriptedServ
     notices(page).to_have_text("")
 
 
-def test_session_that_is_gone_is_begun_anew_with_its_words(
-    page: Page, server: ScriptedServer
+@pytest.mark.parametrize("reason", ["gone", "expired"])
+def test_session_that_is_over_is_begun_anew_with_its_words(
+    page: Page, server: ScriptedServer, reason: str
 ) -> None:
     client = talk(page, server)
     client.user_speaks("u1")
     client.user_stops("u1", end_ms=400, transcript="my name is Tom")
     expect(page.locator("[data-id=u1] .caption")).to_have_text("my name is Tom")
-    server.refusals = [(1008, "resume_failed")]
-    client.vanish()
+    if reason == "gone":
+        server.refusals = [(1008, "resume_failed")]
+        client.vanish()
+    else:
+        client.send("error", error={"code": "session_expired", "message": "too long"})
+        client.close(1000)
     again = server.accept()
     assert again.path == "/v1/realtime"
     again.expect("session.update")
     item = again.expect("conversation.item.create")["item"]
     assert item["content"] == [{"type": "input_text", "text": "my name is Tom"}]
-    notices(page).to_have_text(re.compile("It was told what was said so far"))
+    text = "It was told what was said so far" if reason == "gone" else "too long"
+    notices(page).to_have_text(re.compile(text))
 
 
 def test_full_server_is_asked_again(page: Page, server: ScriptedServer) -> None:

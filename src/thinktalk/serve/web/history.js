@@ -13,6 +13,10 @@ export class History {
     this.entries = new Map(); // id -> {row, ...the elements that change}
     this.player = null; // the <audio> that replays, one at a time
     this.saved = 0;
+    this.following = true; // the newest words are kept in view
+    const view = list.parentElement;
+    view.onscroll = () => (this.following = this.#atEnd());
+    new ResizeObserver(() => this.#follow()).observe(view);
   }
 
   /** Shows a turn as it is now; turns: the whole conversation, for its place. */
@@ -21,15 +25,12 @@ export class History {
     const entry = this.entries.get(turn.id) ?? this.#add(turn);
     this.#place(entry, turn, turns);
     const caption = captionOf(turn);
-    if (entry.caption.textContent !== caption) {
-      const following = this.#atEnd();
-      entry.caption.textContent = caption;
-      if (following) this.#toEnd();
-    }
+    if (entry.caption.textContent !== caption) entry.caption.textContent = caption;
     entry.row.dataset.state = turn.cutMs === null ? turn.state : "cut";
     entry.note.textContent = turn.role === "reply" ? noteOf(turn) : "";
     const whole = turn.pieces?.length && ["written", "over"].includes(turn.state);
     if (whole && !entry.tools.childElementCount) this.#addTools(entry, turn);
+    this.#follow();
   }
 
   remove(turn) {
@@ -54,9 +55,7 @@ export class History {
     const after = turns.slice(turns.indexOf(turn) + 1);
     const next = after.map((other) => this.entries.get(other.id)?.row).find(Boolean) ?? null;
     if (row.parentNode && row.nextSibling === next) return;
-    const following = this.#atEnd();
     this.list.insertBefore(row, next);
-    if (following) this.#toEnd();
   }
 
   #addTools({ tools }, turn) {
@@ -92,7 +91,8 @@ export class History {
     return view.scrollHeight - view.scrollTop - view.clientHeight < NEAR_THE_END_PX;
   }
 
-  #toEnd() {
+  #follow() {
+    if (!this.following) return;
     const view = this.list.parentElement;
     view.scrollTop = view.scrollHeight;
   }
@@ -106,7 +106,7 @@ function captionOf(turn) {
     return { hearing: "…", heard: "…" }[turn.state] ?? "(spoken)";
   }
   const shown = text.slice(0, shownLength(turn));
-  return shown || turn.state === "over" ? shown : "…";
+  return shown || (turn.state === "over" && turn.cutMs === null) ? shown : "…";
 }
 
 function noteOf(turn) {

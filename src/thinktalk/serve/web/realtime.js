@@ -7,6 +7,7 @@ const FULL_RETRY_MS = 4000; // a place becomes free when somebody leaves: no hur
 const MOST_RETRIES = 12; // in a row, about a minute
 const FULL = 1013; // "try again later"
 const FINAL_CODES = new Set([1000, 1003, 1007, 1008, 1009, 1010]); // trying again would not help
+const LASTED_TOO_LONG = new Set(["resume_failed", "session_expired"]); // a new session goes on
 const BACKLOG_BYTES = 400_000; // six seconds of unsent sound: nobody takes it any more
 /** The longest event that a server takes: OpenAI's and ours allow 16 MiB. */
 export const LONGEST_EVENT = 15_000_000;
@@ -113,7 +114,7 @@ export class Realtime {
     if (code === FULL) return this.#later("full", FULL_RETRY_MS * (1 + Math.random()));
     if (this.lastError?.code === "invalid_api_key") return this.#fail("key", reason);
     if (FINAL_CODES.has(code) || code >= 4000) {
-      const over = this.lastError?.code === "resume_failed";
+      const over = LASTED_TOO_LONG.has(this.lastError?.code);
       this.session = null; // what the server ended cannot be resumed
       return over ? this.#open() : this.#fail("failed", reason ?? endedBecause(code));
     }
