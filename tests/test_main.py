@@ -30,7 +30,7 @@ SHORT = ("--max-text-tokens", "4", "--max-codec-ids", "3")
 
 
 @pytest.mark.parametrize(
-    "command", ["", "chat", "train", "train thinker", "train plot", "eval", "bench"]
+    "command", ["", "chat", "train", "train thinker", "train cases", "train plot", "eval", "bench"]
 )
 def test_help_without_torch(command: str) -> None:
     # -X importtime writes one line per imported module to stderr
@@ -257,6 +257,18 @@ def test_eval(folder: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     engine.close()
     assert every == {"suite": "playroom", "cases": 7, "only": (), "out": tmp_path}
     assert some["only"] == ("seen", "when") and some["engine"] is None
+
+
+def test_train_cases(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["train", "cases", "--out", str(tmp_path), "--tasks", "shape, when", "--workers=1"]
+    more = ["--cases", "3", "--split", "test", "--asked", "typed", "--mute", "--seed", "4"]
+    assert main([*arguments, *more]) == 0
+    rows = [json.loads(li) for li in (tmp_path / "data.jsonl").read_text("utf-8").splitlines()]
+    assert [row["task"] for row in rows] == ["shape", "when", "shape"]
+    assert rows[0]["messages"][0]["content"] == "<image>what do you see?"
+    assert rows[1]["videos"] and not any(row["speech"] for row in rows)
+    assert main([*arguments, "--cases", "3"]) == 2
+    assert "holds another set" in capsys.readouterr().err
 
 
 def test_a_missing_extra_is_named(

@@ -259,6 +259,16 @@ def test_answers_are_playroom_words() -> None:
             assert {w for text in said for w in normalise(text).split()} <= words
 
 
+@pytest.mark.parametrize("split", cases.SPLITS)
+def test_any_playroom_speech_is_transcribed(split: Split) -> None:
+    rng = np.random.default_rng(0)
+    drawn = [cases.draw(rng, split=split, task="transcribe") for _ in range(300)]
+    assert all(talk.is_held_out(case.key or "") == (split == "test") for case in drawn)
+    assert all(case.answer == case.heard == case.answer.lower() for case in drawn)
+    about = [case for case in drawn if "digit" in case.answer or "came first" in case.answer]
+    assert about and len(about) < 60
+
+
 def test_tests_are_spread_evenly_and_unknown_tasks_refused() -> None:
     drawn = Counter(
         cases.draw(np.random.default_rng(n), split="test").task

@@ -101,6 +101,32 @@ def test_training_set_grows_and_does_not_mix(
         dataset.make(tmp_path / "grown", seed=6, num_cases=5)
     with pytest.raises(ValueError, match="unknown playroom task 'sing'"):
         dataset.make(tmp_path / "other", seed=5, num_cases=5, tasks=("sing",))
+    with pytest.raises(ValueError, match="at least 1"):
+        dataset.make(tmp_path / "other", seed=5, num_cases=0)
+
+
+def test_full_disk_is_told_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speech, "ask", lambda text, **_: np.zeros(1600, np.float32))
+    monkeypatch.setattr(dataset, "SHARD_CASES", 2)
+    options = {"seed": 5, "num_cases": 6, "speak": False, "workers": 1}
+    original, written = Path.write_bytes, []
+
+    def write(path: Path, content: bytes) -> int:
+        written.append(path)
+        if len(written) > 5:
+            raise OSError(28, "No space left on device")
+        return original(path, content)
+
+    with monkeypatch.context() as full:
+        full.setattr(Path, "write_bytes", write)
+        with pytest.raises(ValueError, match=r"No space left.*same command again"):
+            dataset.make(tmp_path / "disk", **options)
+    assert (tmp_path / "disk" / "shards" / "00000").exists()
+    for name in ("disk", "whole"):
+        dataset.make(tmp_path / name, **options)
+    assert files_of(tmp_path / "disk") == files_of(tmp_path / "whole")
 
 
 def test_speech_corpus_is_packed_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,6 +121,8 @@ def test_missing_program_names_its_package(monkeypatch: pytest.MonkeyPatch) -> N
 def test_unknown_reply_voice_is_refused() -> None:
     with pytest.raises(ValueError, match=r"unknown reply voice 'Bob'.*Chelsie"):
         speech.speak("hello.", voice="Bob")
+    with pytest.raises(ValueError, match="no word to say in '...'"):
+        speech.speak("...", voice="Ethan")
 
 
 @pytest.mark.parametrize("rates", [(16_000, 24_000), (22_050, 16_000), (19_200, 24_000)])

@@ -242,6 +242,7 @@ def add_train(commands: "Commands") -> None:
         commands,
         spark=run_train_spark,
         data=run_train_data,
+        cases=run_train_cases,
         stage=run_train_stage,
         plot=run_train_plot,
     )
@@ -262,6 +263,22 @@ def run_train_data(options: argparse.Namespace) -> None:
 
     recipe.make_data(options.data)
     assemble.write_companions(options.run_folder / "text")
+
+
+def run_train_cases(options: argparse.Namespace) -> None:
+    from thinktalk.playroom import dataset
+
+    dataset.make(
+        options.out,
+        seed=options.seed,
+        num_cases=options.cases,
+        split=options.split,
+        voices=options.voices,
+        tasks=[name.strip() for name in options.tasks.split(",") if name.strip()],
+        asked=options.asked,
+        speak=not options.mute,
+        workers=options.workers,
+    )
 
 
 def run_train_stage(options: argparse.Namespace) -> None:

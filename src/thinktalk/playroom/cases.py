@@ -32,6 +32,7 @@ SPOKEN_SHARE = 0.55  # of the train questions that may be typed or spoken
 INSIDE_SHARE = 0.4  # of the spoken ones about films
 JOINED_SHARE = 0.4  # of train turns with several recordings: they become one
 JOIN_S = (0.05, 0.5)  # of silence between them
+OVERHEARD_SHARE = 0.15  # of transcribe cases: questions and answers about media
 CHAT_SHARE = 0.2  # of train cases that stand in a longer conversation
 CHAT_TASKS = ("greet", "add", "subtract", "multiply", "opposite", "german", "capital", "count")
 NO_CHAT = ("tool", "transcribe")  # their system prompts are about nothing else
@@ -116,6 +117,8 @@ def draw(rng: np.random.Generator, *, split: Split, task: str | None = None) -> 
         task = str(rng.choice(TASKS, p=weights / weights.sum()))
     if task not in TASK_WEIGHTS:
         raise ValueError(f"unknown playroom task {task!r}: choose one of {', '.join(TASKS)}")
+    if task == "transcribe" and rng.random() < OVERHEARD_SHARE:
+        return _overheard(rng, split)
     source = senses if task in MEDIUM else talk
     return source.sample(rng, split=split, task=task)
 
@@ -205,6 +208,16 @@ def film(
         case _, (first, second):
             return films.order_film(rng, first=first, second=second, split=split, question=question)
     raise AssertionError(case)
+
+
+def _overheard(rng: np.random.Generator, split: Split) -> Case:
+    """Writing down a question about a picture, sound or film, or its answer."""
+    while True:
+        other = senses.sample(rng, split=split)
+        text = other.question if rng.random() < 0.5 else other.answer
+        case = talk.write_down("transcribe", text.lower(), "")
+        if talk.is_held_out(talk.sentence_key(text)) == (split == "test"):
+            return case
 
 
 def _manner(rng: np.random.Generator, medium: str | None) -> Asked:

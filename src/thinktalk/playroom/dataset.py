@@ -134,8 +134,11 @@ def make(
 
     tasks: only these, in turn; else all, mixed. asked: see `cases.make`. speak: whether replies
     are synthesised, which takes most of the time; else "speech" is null. Raises ValueError for
-    unknown tasks, and where `out` holds another set.
+    unknown tasks, where `out` holds another set, and where files cannot be written: what is
+    finished is kept, then.
     """
+    if num_cases < 1 or workers < 1:
+        raise ValueError(f"{num_cases} cases by {workers} workers: both must be at least 1")
     if unknown := set(tasks) - set(cases.TASKS):
         known = ", ".join(cases.TASKS)
         raise ValueError(f"unknown playroom task {sorted(unknown)[0]!r}: choose of {known}")
@@ -149,8 +152,12 @@ def make(
     write = partial(_write_shard, out=out, counts=counts, order=order)
     done = num_cases - sum(counts[shard] for shard in todo)
     with tqdm(desc=f"{split} cases", total=num_cases, initial=done, unit="case") as bar:
-        for shard, _ in zip(todo, _in_parallel(write, todo, workers=workers), strict=True):
-            bar.update(counts[shard])
+        try:
+            for shard, _ in zip(todo, _in_parallel(write, todo, workers=workers), strict=True):
+                bar.update(counts[shard])
+        except OSError as error:
+            remedy = "put that right and run the same command again"
+            raise ValueError(f"{out} cannot be written ({error.strerror}): {remedy}") from error
     rows = [row for s, count in enumerate(counts) for row in _shard_rows(out, s)[:count]]
     _replace(out / "data.jsonl", "".join(row + "\n" for row in rows).encode())
 

@@ -52,8 +52,11 @@ class Utterance:
 
 
 def speak(text: str, *, voice: str, stretch: float = 1.0) -> np.ndarray:
-    """The reply `text` in a reply voice: float32 at 24 kHz; deterministic."""
-    return utter(text, voice=voice, stretch=stretch).samples
+    """The reply `text` in a reply voice: float32 at 24 kHz, a multiple of 480; deterministic.
+
+    stretch: 1.4 is slow, 0.8 is quick. Raises ValueError for an unknown voice or an empty text.
+    """
+    return _reply(text, voice=voice, stretch=stretch)[0]
 
 
 def phones(text: str, *, voice: str, stretch: float = 1.0) -> list[tuple[int, float, float]]:
@@ -62,24 +65,28 @@ def phones(text: str, *, voice: str, stretch: float = 1.0) -> list[tuple[int, fl
 
 
 def utter(text: str, *, voice: str, stretch: float = 1.0) -> Utterance:
-    """`speak` and `phones` from one synthesis.
+    """`speak` and `phones` from one synthesis."""
+    samples, spoken = _reply(text, voice=voice, stretch=stretch)
+    return Utterance(samples, align_words(to_ascii(text), spoken))
 
-    stretch: 1.4 is slow, 0.8 is quick. Raises ValueError for an unknown voice or an empty text.
-    """
+
+def _reply(text: str, *, voice: str, stretch: float) -> tuple[np.ndarray, list["Segment"]]:
+    """The samples of a reply, and its phones without pauses, timed in them."""
     if voice not in REPLY_VOICES:
         raise ValueError(f"unknown reply voice {voice!r}: choose {' or '.join(REPLY_VOICES)}")
+    if not any(letter.isalnum() for letter in text):
+        raise ValueError(f"there is no word to say in {text!r}")
     raised = ETHAN_RAISE if voice == "Ethan" else 1.0
     samples, segments = flite(text, voice=REPLY_VOICES[voice], stretch=stretch * raised)
     samples = resample(samples, source_hz=round(FLITE_HZ * raised), target_hz=REPLY_HZ)
-    segments = [(phone, start / raised, end / raised) for phone, start, end in segments]
-    spoken = [s for s in segments if s[0] != "pau"]
+    spoken = [(p, start / raised, end / raised) for p, start, end in segments if p != "pau"]
     start_s = max(spoken[0][1] - LEAD_S, 0.0)
     first = round(start_s * REPLY_HZ)
     last = min(round((spoken[-1][2] + TAIL_S) * REPLY_HZ), len(samples))
     samples = samples[first:last]
     samples = np.pad(samples, (0, -len(samples) % CODEC_ID_SAMPLES))
-    words = [(i, a - start_s, b - start_s) for i, a, b in align_words(to_ascii(text), spoken)]
-    return Utterance(np.clip(samples, -1, 1).astype(np.float32), words)
+    spoken = [(phone, start - start_s, end - start_s) for phone, start, end in spoken]
+    return np.clip(samples, -1, 1).astype(np.float32), spoken
 
 
 def pick_voice(
