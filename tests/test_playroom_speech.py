@@ -121,7 +121,7 @@ def test_missing_program_names_its_package(monkeypatch: pytest.MonkeyPatch) -> N
 def test_unknown_reply_voice_is_refused() -> None:
     with pytest.raises(ValueError, match=r"unknown reply voice 'Bob'.*Chelsie"):
         speech.speak("hello.", voice="Bob")
-    with pytest.raises(ValueError, match="no word to say in '...'"):
+    with pytest.raises(ValueError, match="no word to say"):
         speech.speak("...", voice="Ethan")
 
 
