@@ -20,10 +20,12 @@ from thinktalk.model.speech_tokenizer import SpeechTokenizer
 from thinktalk.playroom import dataset
 from thinktalk.train import recipe, stages, streams
 from thinktalk.train.assemble import assemble, write_companions
+from thinktalk.train.checkpoint import best_weights
 from thinktalk.train.conversations import IGNORED
+from thinktalk.train.journal import curve
 from thinktalk.train.streams import codec_ids, open_streams
 from thinktalk.train.talker import spread_unused
-from thinktalk.train.trainer import Stage, best_weights, curve, train
+from thinktalk.train.trainer import Stage, train
 from thinktalk.train.voice import REF_MEL_FRAMES, load_speech_encoder, voice_print
 
 SENTENCES = (

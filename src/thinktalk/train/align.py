@@ -22,6 +22,7 @@ from thinktalk.model.thinker import Thinker
 from thinktalk.playroom import speech
 from thinktalk.playroom.dataset import Corpus, open_corpus
 from thinktalk.playroom.words import to_ascii
+from thinktalk.train.trainer import Task
 
 PHONES: tuple[str, ...] = tuple(
     "aa ae ah ao aw ax ay b ch d dh eh er ey f g hh ih iy jh k l m n ng ow oy p r s sh t th uh uw"
@@ -50,7 +51,7 @@ class Recordings:
         return self.mels[self.starts[index] : self.starts[index + 1]].T.astype(np.float32)
 
 
-class AlignTask:
+class AlignTask(Task):
     """Two CTC losses (Graves et al. 2006) on the audio tokens: over phones, and over text tokens.
 
     The scores of text tokens are products with the Thinker's frozen embeddings, which draws the
@@ -72,10 +73,13 @@ class AlignTask:
         mels = [masked(self.recordings.mel(i), rng) for i in chosen]
         return self._tensors(mels, [self.recordings.clips[i]["text"] for i in chosen])
 
-    def loss(self, batch: dict[str, Any], progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         tokens, counts = self._tokens(batch)
         figures = self.transcriber.losses(tokens, counts, batch)
         return figures["phones"] + figures["words"], figures
+
+    def weight(self, batch: dict[str, Any]) -> float:
+        return len(batch["clip_tokens"])
 
     def evaluate(self) -> dict[str, float]:
         """The losses on held-out recordings, and how many of them are transcribed without fault."""

@@ -1,4 +1,4 @@
-"""Finished stages in, a complete folder in the official layout out: how spark is put together."""
+"""Finished stages in, a complete folder in the official layout out."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,13 +13,13 @@ from thinktalk.model.omni import Omni
 from thinktalk.model.speech_tokenizer import SpeechTokenizer
 from thinktalk.playroom import talk
 from thinktalk.train import stages
+from thinktalk.train.checkpoint import best_weights
 from thinktalk.train.speech import VOICE_FRAMES
 from thinktalk.train.streams import Stream
 from thinktalk.train.talker import spread_unused
-from thinktalk.train.trainer import best_weights
 from thinktalk.train.vocabulary import train_bpe, write_tokenizer
 from thinktalk.train.voice import save_speech_encoder, voice_print
-from thinktalk.weights import LoadedModel, Voice, save, write_json
+from thinktalk.weights import LoadedModel, Voice, listing, load, save, write_json
 
 NUM_VOCABULARY_CASES = 20_000
 MIN_PIXELS, MAX_PIXELS = 56 * 56, 224 * 224  # of an image or a video frame
@@ -59,7 +59,7 @@ def write_companions(folder: Path) -> None:
 
 
 def assemble(run: Path, streams: list[Stream], out: Path) -> None:
-    """Writes the model that the stages in `run` trained to `out`, in bfloat16.
+    """Writes the model that all stages in `run` trained, spark, to `out`, in bfloat16.
 
     run/text holds the files of `write_companions`. Raises ValueError for a stage that never ran.
     """
@@ -74,6 +74,33 @@ def assemble(run: Path, streams: list[Stream], out: Path) -> None:
     tokenizer = SpeechTokenizer(SpeechTokenizerConfig())
     adopt(tokenizer, run / "tokenizer")
     save_speech_encoder(tokenizer, out)
+
+
+def export(
+    stage: Path,
+    base: str | Path,
+    out: Path,
+    *,
+    prefix: str = "",
+    dtype: torch.dtype | None = torch.bfloat16,
+    token2wav_dtype: torch.dtype | None = torch.float32,
+) -> None:
+    """Writes `base` with the weights that a stage trained to `out`, in the official layout.
+
+    base: a checkpoint as weights.load takes it. prefix: what the stage's names lack in front of the
+    official ones. Heads that exist for training only stay behind. Raises ValueError if the stage
+    trained nothing of such a model.
+    """
+    model = load(base)
+    known = model.omni.state_dict()
+    trained = {prefix + name: tensor for name, tensor in best_weights(stage).items()}
+    ours = {name: tensor for name, tensor in trained.items() if name in known}
+    unfit = [name for name in ours if ours[name].shape != known[name].shape]
+    if unfit or not ours:
+        what = f"{listing(unfit)} have other shapes" if unfit else "no name is common"
+        raise ValueError(f"{stage} did not train a model like {base}: {what}")
+    model.omni.load_state_dict(ours, strict=False)
+    save(model, out, dtype=dtype, token2wav_dtype=token2wav_dtype)
 
 
 def voices(streams: list[Stream]) -> dict[str, Voice]:

@@ -8,12 +8,12 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from thinktalk.train.journal import curve
 from thinktalk.train.recipe import STAGES
-from thinktalk.train.trainer import curve
 
 TEST = "test_"  # how figures on held-out data begin
 SHARES = {"right", "test_right", "test_spoken", "test_typed"}  # of 1; everything else is a loss
-NOT_DRAWN = {"step", "seconds", "gradient", "test_codes_used"}
+NOT_DRAWN = {"step", "seconds", "loss", "gradient", "skipped", "test_codes_used"}
 PANEL_INCHES = (9.0, 3.2)
 
 # figure -> step -> value

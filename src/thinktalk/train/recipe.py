@@ -1,8 +1,9 @@
 """The whole of spark from nothing: data, every stage, and the finished folder.
 
-A run folder holds one folder per stage (state.pt, log.jsonl) and the tokenizer files in text/; the
-data folder holds the packed corpora of the playroom. Whatever is finished is not done again, and a
-stage continues where its last leg stopped.
+A run folder holds one folder per stage (checkpoints, log.jsonl) and the tokenizer files in text/;
+the data folder holds the packed corpora of the playroom. Whatever is finished is not done again,
+and a stage continues where its last leg stopped. Under torchrun all processes train each stage
+together.
 """
 
 import math
@@ -24,6 +25,7 @@ from thinktalk.model.dit import DiT
 from thinktalk.model.speech_tokenizer import SpeechTokenizer
 from thinktalk.model.talker import Talker
 from thinktalk.model.thinker import Thinker
+from thinktalk.parallel import join, leave
 from thinktalk.playroom import dataset
 from thinktalk.train import stages
 from thinktalk.train.align import AlignTask, Recordings
@@ -49,10 +51,9 @@ KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_":
 
 def train_spark(*, data: Path, run: Path, out: Path, device: str = "cpu") -> None:
     """Everything from nothing to a finished checkpoint in `out`; may be interrupted anywhere."""
-    make_data(data)
-    if not (run / "text" / "tokenizer.json").exists():
-        write_companions(run / "text")
-    if device == "cpu":
+    ranks = join(device)
+    ranks.in_turn(lambda: _prepare(data, run))
+    if ranks.world == 1 and device == "cpu":
         os.environ |= KEEP_MEMORY
         lanes = [
             multiprocessing.get_context("spawn").Process(
@@ -68,8 +69,16 @@ def train_spark(*, data: Path, run: Path, out: Path, device: str = "cpu") -> Non
             raise ValueError("a stage failed; its error stands above. Run the command again")
     else:
         for name in STAGES:
-            run_stage(name, data=data, run=run, device=device)
-    assemble(run, open_streams(data / REPLIES), out)
+            _run_stage(name, data=data, run=run, device=device, minutes=math.inf)
+    if ranks.is_first:
+        assemble(run, open_streams(data / REPLIES), out)
+    leave()
+
+
+def _prepare(data: Path, run: Path) -> None:
+    make_data(data)
+    if not (run / "text" / "tokenizer.json").exists():
+        write_companions(run / "text")
 
 
 def make_data(data: Path) -> None:
@@ -88,10 +97,21 @@ def run_stage(
     """Trains one stage of spark for at most `minutes`; True when the stage is done."""
     if name not in STAGES:
         raise ValueError(f"unknown stage {name!r}: choose one of {', '.join(STAGES)}")
+    done = _run_stage(name, data=data, run=run, device=device, minutes=minutes)
+    leave()
+    return done
+
+
+def _run_stage(name: str, *, data: Path, run: Path, device: str, minutes: float) -> bool:
     make_stage, make_task = STAGES[name]
     stage = make_stage()
-    torch.manual_seed(stage.seed)
-    return train(stage, make_task(data, run), run / name, device=device, minutes=minutes)
+
+    def make() -> Task:
+        torch.manual_seed(stage.seed)
+        return make_task(data, run)
+
+    task = join(device).in_turn(make)  # files that tasks keep are made once
+    return train(stage, task, run / name, device=device, minutes=minutes)
 
 
 def _run_lane(names: tuple[str, ...], *, data: Path, run: Path) -> None:

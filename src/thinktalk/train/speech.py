@@ -13,7 +13,7 @@ from thinktalk.model.dit import DiT
 from thinktalk.model.speech_tokenizer import SpeechTokenizer
 from thinktalk.train.losses import flow_matching_pair, spectral_loss, voice_mel
 from thinktalk.train.streams import Stream
-from thinktalk.train.trainer import to_device
+from thinktalk.train.trainer import Task, to_device
 from thinktalk.train.voice import condition
 
 NUM_TEST_CROPS = 16
@@ -49,10 +49,12 @@ def conditions(streams: list[Stream]) -> Tensor:
     return torch.from_numpy(np.stack([condition(mel) for mel in mels]))
 
 
-class TokenizerTask:
+class TokenizerTask(Task):
     """Mel -> codes -> mel: L1 on the mel and on its changes from frame to frame."""
 
     FRAMES = 192
+
+    module: SpeechTokenizer
 
     def __init__(self, module: SpeechTokenizer, streams: list[Stream]):
         self.module, self.streams = module, streams
@@ -61,7 +63,7 @@ class TokenizerTask:
     def batch(self, rng: np.random.Generator, size: int) -> dict[str, Any]:
         return self._crops(crop_starts(rng, self.streams, frames=self.FRAMES, grid=1, count=size))
 
-    def loss(self, batch: dict[str, Any], progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         mel = batch["mel"]
         quantised = self.module.quantise(self.module.latents(mel))
         decoded = self.module.decode(quantised, batch["cond"]).float()
@@ -86,7 +88,7 @@ class TokenizerTask:
         }
 
 
-class DiTTask:
+class DiTTask(Task):
     """Codes and voice -> mel by flow matching, with guidance dropout.
 
     The output layer and the gates start at zero, the output's bias at the mean mel, so that the
@@ -95,6 +97,8 @@ class DiTTask:
 
     FRAMES, REF_FRAMES = 192, 300
     DROPPED_SHARE = 0.1
+
+    module: DiT
 
     def __init__(self, module: DiT, streams: list[Stream], ids: list[NDArray[np.int64]]):
         self.module, self.streams, self.ids = module, streams, ids
@@ -111,7 +115,7 @@ class DiTTask:
         starts = crop_starts(rng, self.streams, frames=self.FRAMES, grid=grid, count=size)
         return self._crops(starts, rng)
 
-    def loss(self, batch: dict[str, Any], progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         noisy, target = flow_matching_pair(batch["mel"], batch["noise"], batch["times"])
         velocity = self.module(
             noisy,
@@ -131,7 +135,7 @@ class DiTTask:
         )
         batch = self._crops(starts, np.random.default_rng(0))
         batch = to_device(batch, self.module.proj_out.weight.device)
-        error = self.loss(batch | {"drop": torch.zeros_like(batch["drop"])}, 1.0)[0]
+        error = self.loss(batch | {"drop": torch.zeros_like(batch["drop"])})[0]
         mel = self.module.sample(
             batch["ids"],
             cond=batch["cond"],
@@ -162,10 +166,12 @@ class DiTTask:
         }
 
 
-class VocoderTask:
+class VocoderTask(Task):
     """Mel -> wave: multi-resolution spectra and the mel of the result."""
 
     FRAMES = 40
+
+    module: BigVGAN
 
     def __init__(self, module: BigVGAN, streams: list[Stream]):
         self.module, self.streams = module, streams
@@ -173,7 +179,7 @@ class VocoderTask:
     def batch(self, rng: np.random.Generator, size: int) -> dict[str, Any]:
         return self._crops(crop_starts(rng, self.streams, frames=self.FRAMES, grid=1, count=size))
 
-    def loss(self, batch: dict[str, Any], progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         wave = self.module(batch["mel"].transpose(1, 2)).float()
         spectra = spectral_loss(wave, batch["wave"])
         mel = (voice_mel(wave) - voice_mel(batch["wave"])).abs().mean()
@@ -182,7 +188,7 @@ class VocoderTask:
     def evaluate(self) -> dict[str, float]:
         batch = self._crops(held_out_starts(self.streams, frames=self.FRAMES, grid=1))
         batch = to_device(batch, next(self.module.parameters()).device)
-        _, figures = self.loss(batch, 1.0)
+        _, figures = self.loss(batch)
         return {k: v.item() for k, v in figures.items()}
 
     def _crops(self, starts: list[tuple[int, int]]) -> dict[str, Any]:

@@ -19,8 +19,9 @@ from thinktalk.model.talker import Talker, prompt_rows
 from thinktalk.model.thinker import Thinker
 from thinktalk.playroom import talk
 from thinktalk.train.conversations import IGNORED, Dialogue, Dialogues, collate, grown, learned_rows
+from thinktalk.train.omni import embedded, num_learned
 from thinktalk.train.streams import Stream
-from thinktalk.train.trainer import to_device
+from thinktalk.train.trainer import Task, to_device
 
 RANDOM_IDS, NEAR_IDS = 0.06, 0.12  # shares of input ids replaced by any id, by a grid neighbour
 SPELLING_WEIGHT = 0.3
@@ -29,7 +30,7 @@ NUM_TEST_REPLIES = 48
 PACE_WORDS = {1.4: "slowly", 0.8: "quickly"}
 
 
-class TalkerTask:
+class TalkerTask(Task):
     """Cross-entropy on the next codec id, and on the text token that is being spoken.
 
     The second loss, through a head that exists for training only, makes the Talker keep track of
@@ -49,6 +50,7 @@ class TalkerTask:
     ):
         spelling = nn.Linear(talker.config.hidden_size, thinker.config.text_config.vocab_size)
         self.module = nn.ModuleDict({"talker": talker, "spelling": spelling})
+        self.companions = (thinker,)
         self.talker, self.thinker, self.spelling = talker, thinker, spelling
         self.dialogues, self.voice_tokens, self.codes = dialogues, voice_tokens, codes
         self.classes = codec_classes(talker, num_codes=codes.num_codes)
@@ -65,7 +67,7 @@ class TalkerTask:
         chosen = [self.train_replies[i] for i in pool[first : first + size]]
         return self._tensors(chosen, rng, noisy=True)
 
-    def loss(self, batch: dict[str, Any], progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         places, labels = learned_rows(batch["labels_codec"])
         hidden = self._hidden(batch).flatten(0, 1)[places]
         logits = self._class_logits(hidden)
@@ -76,21 +78,23 @@ class TalkerTask:
         figures = {"codec": codec, "spelling": spelled, "right": right}
         return codec + SPELLING_WEIGHT * spelled, figures
 
+    def weight(self, batch: dict[str, Any]) -> float:
+        return num_learned(batch["labels_codec"])
+
     def evaluate(self) -> dict[str, float]:
         rng = np.random.default_rng(0)
         figures: dict[str, list[float]] = defaultdict(list)
         for first in range(0, len(self.test_replies), 16):
             batch = self._tensors(self.test_replies[first : first + 16], rng, noisy=False)
             batch = to_device(batch, self.talker.codec_head.weight.device)
-            for name, value in self.loss(batch, 1.0)[1].items():
+            for name, value in self.loss(batch)[1].items():
                 figures[name].append(value.item())
         return {name: float(np.mean(values)) for name, values in figures.items()}
 
     def _hidden(self, batch: dict[str, Any]) -> Tensor:
         ids, thinker = batch["ids"], self.thinker
         with torch.no_grad():
-            audio = thinker.encode_audio(batch["mels"])
-            embeddings = thinker.embed_prompt(ids, audio=audio, images=None, videos=None)
+            embeddings = embedded(thinker, batch)
             hidden = thinker(embeddings, positions=_counting(ids))
             media = ids == thinker.config.audio_token_index
             rows = prompt_rows(embeddings, hidden, media)

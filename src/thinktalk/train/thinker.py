@@ -1,4 +1,4 @@
-"""The Thinker's task: typed and spoken questions to text."""
+"""The Thinker's task in the playroom: typed and spoken questions to text."""
 
 from typing import Any
 
@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from thinktalk.model.thinker import Thinker
 from thinktalk.train.align import masked
 from thinktalk.train.conversations import IGNORED, Dialogues, collate, learned_rows
-from thinktalk.train.trainer import to_device
+from thinktalk.train.omni import embedded, num_learned
+from thinktalk.train.trainer import Task, to_device
 
 TOOL_BATCH_SHARE = 0.06  # their prompts are five times as long, so they have batches of their own
 NUM_TEST_DIALOGUES = 64
 
 
-class ThinkerTask:
+class ThinkerTask(Task):
     """Cross-entropy on the reply to typed and, in a share of the batches, spoken questions."""
 
     def __init__(
@@ -44,13 +45,15 @@ class ThinkerTask:
         mels = [masked(mel, rng) for d in drawn for mel in d.mels]
         return self._tensors(drawn, mels)
 
-    def loss(self, batch: dict[str, Any], progress: float) -> tuple[Tensor, dict[str, Tensor]]:
-        tokens = self.thinker.encode_audio(batch["mels"])
+    def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         places, labels = learned_rows(batch["labels"])
-        logits = self.thinker.logits(self._hidden(batch, tokens).flatten(0, 1)[places])
+        logits = self.thinker.logits(self._hidden(batch).flatten(0, 1)[places])
         text = F.cross_entropy(logits, labels, ignore_index=IGNORED)
         right = (logits.argmax(-1) == labels)[labels != IGNORED].float().mean()
         return text, {"text": text, "right": right}
+
+    def weight(self, batch: dict[str, Any]) -> float:
+        return num_learned(batch["labels"])
 
     def evaluate(self) -> dict[str, float]:
         """Teacher-forced: the share of held-out replies in which every token is right."""
@@ -62,17 +65,15 @@ class ThinkerTask:
         for name, drawn in (("spoken", spoken), ("typed", typed)):
             batch = self._tensors(drawn, [mel for d in drawn for mel in d.mels])
             batch = to_device(batch, self.thinker.lm_head.weight.device)
-            hidden = self._hidden(batch, self.thinker.encode_audio(batch["mels"]))
-            right = self.thinker.logits(hidden).argmax(-1) == batch["labels"]
+            right = self.thinker.logits(self._hidden(batch)).argmax(-1) == batch["labels"]
             right |= batch["labels"] == IGNORED
             figures[name] = right.all(1).float().mean().item()
         return figures
 
-    def _hidden(self, batch: dict[str, Any], tokens: Tensor | None) -> Tensor:
+    def _hidden(self, batch: dict[str, Any]) -> Tensor:
         ids = batch["ids"]
-        embeddings = self.thinker.embed_prompt(ids, audio=tokens, images=None, videos=None)
         positions = torch.arange(ids.shape[1], device=ids.device).expand(3, *ids.shape)
-        return self.thinker(embeddings, positions=positions)
+        return self.thinker(embedded(self.thinker, batch), positions=positions)
 
     def _tensors(self, drawn: list[Any], mels: list[np.ndarray]) -> dict[str, Any]:
         batch: dict[str, Any] = collate(drawn, pad_id=self.thinker.config.pad_token_id)
