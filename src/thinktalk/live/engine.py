@@ -54,7 +54,14 @@ class Engine(Sessions):
         engine works when `step` is called, or while somebody waits for events. Further options: see
         Sessions."""
         context = model.config.thinker_config.text_config.max_position_embeddings
-        positions = cache_positions or max_sessions * min(context, DEFAULT_POSITIONS)
+        positions = max_sessions * min(context, DEFAULT_POSITIONS)
+        if cache_positions is not None:
+            positions = cache_positions
+        if positions < 1:
+            raise ValueError(
+                f"{max_sessions} sessions and {positions} cache positions are no engine; use at"
+                " least 1 of each (max_sessions, cache_positions)"
+            )
         thinker_pool, talker_pool = (
             BlockPool(
                 config,
@@ -82,6 +89,7 @@ class Engine(Sessions):
         self.voice_rows = voice_rows or (2 if model.device.type == "cpu" else 32)
         self.counters: Counter[str] = Counter()
         self._slots: list[Reply | None] = [None] * slots
+        self._gave_way = False  # in this tick, for want of room in a cache
         self._waker = threading.Event()
         self._stops = False
         self._thread: threading.Thread | None = None
@@ -96,6 +104,7 @@ class Engine(Sessions):
     @torch.inference_mode()
     def step(self) -> bool:
         """One tick; False if there was nothing to do."""
+        self._gave_way = False
         worked = self.intake()
         conversations = self.active()
         worked |= self._listen(conversations)
@@ -105,7 +114,7 @@ class Engine(Sessions):
         worked |= self._publish(conversations, thoughts, speech)
         worked |= self._voice(conversations)
         self._finish_replies(conversations)
-        return worked or thoughts is not None or speech is not None
+        return worked or self._gave_way or thoughts is not None or speech is not None
 
     def _listen(self, conversations: Sequence[Conversation]) -> bool:
         pieces = scheduler.to_encode(conversations)
@@ -265,6 +274,7 @@ class Engine(Sessions):
             for c in list(self.conversations.values())
             if row is c.memory.thinker_row or row is c.memory.talker_row
         )
+        self._gave_way = True
         if not owner.give_way():
             self.abort(owner, "the engine's cache has no room for this session; try again later")
 

@@ -45,6 +45,10 @@ class Outbox:
         self.is_closed = False
 
     @property
+    def has_events(self) -> bool:
+        return bool(self._events)
+
+    @property
     def is_full(self) -> bool:
         return len(self._events) >= MAX_WAITING_EVENTS
 
@@ -250,7 +254,7 @@ class LiveSession:
         # without a thread of its own the engine works while somebody waits for events
         until = None if timeout_s is None else time.monotonic() + timeout_s
         while (event := self.outbox.get(0)) is None and not self.outbox.is_closed:
-            if not self._engine.step():
+            if not self._engine.step() and not self.outbox.has_events:
                 if not self.inbox or (until is not None and time.monotonic() > until):
                     return None
                 time.sleep(0.001)  # a file is being read

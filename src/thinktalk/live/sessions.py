@@ -54,8 +54,6 @@ class Sessions:
     ):
         """transcription: the system prompt and the request with which the model writes down what
         it hears; by default what the checkpoint's generation_config.json says, or Qwen's own."""
-        if max_sessions < 1:
-            raise ValueError(f"max_sessions is {max_sessions}; it must be at least 1")
         self.model, self.max_sessions = model, max_sessions
         self.transcription = transcription or transcription_words(model.folder)
         self.memory_pools = thinker_pool, talker_pool
