@@ -149,6 +149,19 @@ def test_other_seeds_splits_and_numbers_are_other_cases() -> None:
         assert not any(same(row, other) for other in rows[:place])
 
 
+@pytest.mark.usefixtures("quick")
+def test_tasks_have_cases_of_their_own() -> None:
+    drawn = make(seed=3, split="train", number=11)
+    named = make(seed=3, split="train", number=11, task=drawn.case.task)
+    assert same(drawn.row(), named.row())
+    pictures = [
+        make(seed=3, split="test", number=n, task=task).row()["images"][0]
+        for n in range(3) for task in ("shape", "colour", "look and talk")
+    ]  # fmt: skip
+    for place, picture in enumerate(pictures):
+        assert not any(same(picture, other) for other in pictures[:place])
+
+
 @pytest.mark.parametrize("task", ["shape", "sound", "when"])
 def test_what_is_shown_does_not_depend_on_how_it_is_asked(task: str) -> None:
     typed, spoken = (

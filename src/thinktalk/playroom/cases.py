@@ -86,7 +86,9 @@ def make(
     is heard even if its question is typed, a question about no film is not inside one.
     voices: who speaks, "train" or "unseen". Raises ValueError for an unknown task.
     """
-    rngs = [np.random.default_rng([seed, SPLITS.index(split), number, k]) for k in range(3)]
+    key = [seed, SPLITS.index(split), number]
+    task = _known(task) if task else _any_task(np.random.default_rng(key), split)
+    rngs = [np.random.default_rng([*key, TASKS.index(task), k]) for k in range(3)]
     case = draw(rngs[0], split=split, task=task)
     medium = MEDIUM.get(case.task)
     if asked is None:
@@ -112,11 +114,7 @@ def make(
 
 def draw(rng: np.random.Generator, *, split: Split, task: str | None = None) -> Case:
     """A case of any task, talking or seeing and hearing; see `make`."""
-    if task is None:
-        weights = np.array([TASK_WEIGHTS[t] if split == "train" else 1.0 for t in TASKS])
-        task = str(rng.choice(TASKS, p=weights / weights.sum()))
-    if task not in TASK_WEIGHTS:
-        raise ValueError(f"unknown playroom task {task!r}: choose one of {', '.join(TASKS)}")
+    task = _known(task) if task else _any_task(rng, split)
     if task == "transcribe" and rng.random() < OVERHEARD_SHARE:
         return _overheard(rng, split)
     source = senses if task in MEDIUM else talk
@@ -208,6 +206,17 @@ def film(
         case _, (first, second):
             return films.order_film(rng, first=first, second=second, split=split, question=question)
     raise AssertionError(case)
+
+
+def _any_task(rng: np.random.Generator, split: Split) -> str:
+    weights = np.array([TASK_WEIGHTS[t] if split == "train" else 1.0 for t in TASKS])
+    return str(rng.choice(TASKS, p=weights / weights.sum()))
+
+
+def _known(task: str) -> str:
+    if task not in TASK_WEIGHTS:
+        raise ValueError(f"unknown playroom task {task!r}: choose one of {', '.join(TASKS)}")
+    return task
 
 
 def _overheard(rng: np.random.Generator, split: Split) -> Case:
