@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+HANGS_S = 120.0  # nothing takes this long unless it hangs
+
 
 @dataclass(frozen=True)
 class Say:
@@ -43,5 +45,7 @@ HELLO: tuple[Step, ...] = (Say("hello "), Sing(200), Say("there."), Sing(200))
 
 def until(condition: Callable[[], bool]) -> None:
     """Waits for something that happens in another thread."""
+    began = time.monotonic()
     while not condition():
+        assert time.monotonic() - began < HANGS_S, "it never happens"
         time.sleep(0.002)

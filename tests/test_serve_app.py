@@ -3,7 +3,6 @@
 import json
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted_engine import ScriptedEngine
+from scripted_steps import Say, Sing, Wait, until
 from serving import serving
 
 from thinktalk.serve import fetch as fetching
@@ -137,21 +137,18 @@ def test_origins(url: str) -> None:
 
 
 def test_a_reader_that_does_not_read_is_left() -> None:
-    engine = ScriptedEngine()
-    options = ServeOptions(limits=Limits(unread_s=0.2))
-    with serving(engine, options) as url:
+    # more sound than all buffers on the way hold, and a reply that never ends by itself
+    engine = ScriptedEngine(lambda s: (Say("a"), *[Sing(100_000)] * 4, Wait(s.never)))
+    with serving(engine, ServeOptions(limits=Limits(unread_s=0.2))) as url:
         host, port = url.removeprefix("http://").split(":")
-        body = json.dumps({"input": "x" * 4000, "response_format": "pcm"}).encode()
-        engine.script = lambda _: ()
-        idle = socket.socket()
-        idle.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        idle.connect((host, int(port)))
-        head = f"POST /v1/audio/speech HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}"
-        engine.say_ms = 60_000  # more than all buffers on the way hold
-        idle.sendall(head.encode() + b"\r\n\r\n" + body)
-        while not engine.opened or not engine.opened[-1].is_over:
-            time.sleep(0.01)
-        idle.close()
+        audio = {"modalities": ["audio"], "audio": {"voice": "alloy", "format": "pcm16"}}
+        body = json.dumps({**ASK, **audio, "stream": True}).encode()
+        with socket.socket() as idle:
+            idle.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            idle.connect((host, int(port)))
+            head = f"POST {CHAT} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}\r\n\r\n"
+            idle.sendall(head.encode() + body)
+            until(lambda: bool(engine.opened) and engine.opened[-1].is_over)
 
 
 @settings(max_examples=25, deadline=None)

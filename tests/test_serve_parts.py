@@ -21,13 +21,19 @@ from scripted_engine import ScriptedEngine
 from scripted_steps import until
 from serving import serving
 
+from thinktalk.live import api
 from thinktalk.options import SemanticVad, ServerVad, Settings
 from thinktalk.serve import g711
 from thinktalk.serve.app import ServeOptions
 from thinktalk.serve.filters import CallFilter, StopFilter
 from thinktalk.serve.limits import Limits
+from thinktalk.serve.metrics import Metrics
+from thinktalk.serve.outbox import Outbox
 from thinktalk.serve.realtime_commands import HANDLERS
 from thinktalk.serve.realtime_config import Config
+from thinktalk.serve.realtime_events import Translator
+from thinktalk.serve.realtime_state import State
+from thinktalk.serve.sessions import Sessions
 
 PROTOCOL = (Path(__file__).parents[1] / "docs" / "protocol.md").read_text()
 VOICES = ("Chelsie", "Ethan")
@@ -100,6 +106,45 @@ def test_telephone_streams_as_a_whole() -> None:
     parts = b"".join(line.push(wave[n : n + 701]) for n in range(0, len(wave), 701))
     parts += line.push(np.zeros(0, np.float32), last=True)
     assert len(whole) == 4000 and parts == whole
+
+
+# ---- translation
+
+
+def test_what_was_interrupted_is_not_sent_any_more() -> None:
+    async def translate() -> list[dict[str, Any]]:
+        engine = ScriptedEngine()
+        sessions = Sessions(engine, Limits())
+        outbox = Outbox(max_unsent=1 << 20, on_overflow=lambda: None)
+        state = State(
+            id="s", model="m", config=Config(voice="Chelsie"), outbox=outbox,
+            metrics=Metrics(sessions), transcribe=print, end=print, rate_limits=list,
+        )  # fmt: skip
+        tell = Translator(state)
+        reply, sound = {"response": "r", "item": "i"}, np.zeros(240, np.float32)
+        tell(api.ResponseStarted("s", 0, **reply))
+        tell(api.TextDelta("s", 0, **reply, text="one"))
+        tell(api.AudioDelta("s", 0, **reply, samples=sound))
+        tell(api.SpeechStarted("s", 1, item="u", audio_ms=9))
+        tell(api.TextDelta("s", 0, **reply, text=" late"))
+        tell(api.AudioDelta("s", 0, **reply, samples=sound))
+        done = {"status": "cancelled", "reason": "turn_detected", "text": "one", "audio_ms": 10}
+        tell(api.ResponseDone("s", 1, **reply, **done))  # type: ignore[arg-type]
+        sent: list[dict[str, Any]] = []
+
+        async def send(text: str) -> None:
+            sent.append(json.loads(text))
+
+        task = asyncio.create_task(outbox.run(send))
+        await outbox.empty()
+        task.cancel()
+        return sent
+
+    sent = asyncio.run(translate())
+    assert [e["delta"] for e in sent if "transcript.delta" in e["type"]] == ["one"]
+    kinds = [event["type"] for event in sent]
+    assert "response.output_audio.delta" not in kinds and "response.done" in kinds
+    assert kinds.index("input_audio_buffer.speech_started") < kinds.index("response.done")
 
 
 # ---- settings

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 
 from thinktalk.live import api
 from thinktalk.media.encode import encode
@@ -25,6 +25,7 @@ from thinktalk.serve.reply import (
     Part,
     Sound,
     SoundWriter,
+    Stream,
     Words,
     reply_parts,
     sse,
@@ -45,7 +46,6 @@ from thinktalk.serve.sources import Sources
 
 AUDIO_KEPT_S = 3600  # how long the sound of a reply may be referred to by its id
 AUDIO_KEPT = 10_000  # ids; the oldest go first
-SSE_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 # Keys of messages that come back from clients and say nothing to the model.
 SILENT_KEYS = ("refusal", "annotations", "function_call", "audio", "reasoning")
 
@@ -139,8 +139,7 @@ class Chat:
             except BaseException:
                 await parts.aclose()
                 raise
-        stream = self._stream(completion, parts)
-        return StreamingResponse(stream, media_type="text/event-stream", headers=SSE_HEADERS)
+        return Stream(self._stream(completion, parts), source=parts)
 
     async def _parts(
         self, asked: ChatRequest, messages: Sequence[Mapping[str, Any]]
@@ -183,8 +182,6 @@ class Chat:
         except ApiError as error:
             yield sse(error.body)
             return
-        finally:
-            await parts.aclose()
         assert completion.end is not None
         yield sse(completion.chunk({}, completion.end.finish))
         if asked.stream_options is not None and asked.stream_options.include_usage:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,14 +16,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from starlette.requests import Request
+from starlette.responses import StreamingResponse
 
 from thinktalk.live import api
 from thinktalk.media.encode import SoundEncoder
 from thinktalk.serve.filters import CallFilter, StopFilter
+from thinktalk.serve.limits import Receive, Scope, Send
 from thinktalk.serve.metrics import Stopwatch
 from thinktalk.serve.schema import ApiError, failed
 from thinktalk.serve.sessions import Talk
 
+SSE_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 PLAIN_FORMATS = ("pcm", "wav")  # written without a codec
 
 
@@ -155,6 +158,27 @@ async def while_connected(request: Request) -> AsyncIterator[None]:
         raise ClientLeftError from None
     finally:
         watcher.cancel()
+
+
+class Stream(StreamingResponse):
+    """A reply that is sent as it is made. However the sending ends, `source`, which holds a session
+    of the engine, is closed at once and not when somebody collects it."""
+
+    def __init__(
+        self,
+        content: AsyncIterator[bytes],
+        *,
+        source: AsyncGenerator[Any, None],
+        media_type: str = "text/event-stream",
+    ):
+        super().__init__(content, media_type=media_type, headers=SSE_HEADERS)
+        self._source = source
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._source.aclose()
 
 
 def sse(data: dict[str, Any] | str) -> bytes:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 from collections.abc import AsyncGenerator, AsyncIterator
 
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from thinktalk.options import Settings
-from thinktalk.serve.chat import SSE_HEADERS
 from thinktalk.serve.limits import read_body
 from thinktalk.serve.metrics import Metrics
-from thinktalk.serve.reply import End, Part, Sound, SoundWriter, reply_parts, sse, while_connected
+from thinktalk.serve.reply import (
+    End,
+    Part,
+    Sound,
+    SoundWriter,
+    Stream,
+    reply_parts,
+    sse,
+    while_connected,
+)
 from thinktalk.serve.schema import ApiError, SpeechRequest, parsed, voice_name
 from thinktalk.serve.sessions import Sessions
 
@@ -46,10 +53,9 @@ class Speech:
                 await parts.aclose()
                 raise
         if asked.stream_format == "sse":
-            events = self._events(asked, parts)
-            return StreamingResponse(events, media_type="text/event-stream", headers=SSE_HEADERS)
+            return Stream(self._events(asked, parts), source=parts)
         media_type = MEDIA_TYPES[asked.response_format]
-        return StreamingResponse(self._file(asked, parts), media_type=media_type)
+        return Stream(self._file(asked, parts), source=parts, media_type=media_type)
 
     async def _parts(self, asked: SpeechRequest) -> AsyncGenerator[Part, None]:
         voice = voice_name(asked.voice, tuple(self.sessions.engine.voices))
@@ -92,11 +98,8 @@ class Speech:
     ) -> AsyncIterator[tuple[bytes, End | None]]:
         """Pieces of the sound file, and its end."""
         writer = SoundWriter(asked.response_format)
-        try:
-            async for part in parts:
-                if isinstance(part, Sound):
-                    yield await writer.push(part.samples), None
-                elif isinstance(part, End):
-                    yield await writer.finish(), part
-        finally:
-            await asyncio.shield(parts.aclose())
+        async for part in parts:
+            if isinstance(part, Sound):
+                yield await writer.push(part.samples), None
+            elif isinstance(part, End):
+                yield await writer.finish(), part

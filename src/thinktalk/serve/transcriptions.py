@@ -15,15 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from thinktalk.live import api
 from thinktalk.media.mel import EAR_HZ
 from thinktalk.options import ServerVad, Settings
-from thinktalk.serve.chat import SSE_HEADERS
 from thinktalk.serve.limits import bounded, in_time
 from thinktalk.serve.metrics import Metrics
-from thinktalk.serve.reply import sse, while_connected
+from thinktalk.serve.reply import Stream, sse, while_connected
 from thinktalk.serve.schema import ApiError, failed, refused
 from thinktalk.serve.sessions import Sessions, Talk
 from thinktalk.serve.sources import Sources
@@ -74,8 +73,7 @@ class Transcriptions:
         samples = await self.sources.in_worker(self.sources.audio, data)
         pieces = self._pieces(samples, asked)
         if asked.stream:
-            events = _events(pieces, seconds=len(samples) / EAR_HZ)
-            return StreamingResponse(events, media_type="text/event-stream", headers=SSE_HEADERS)
+            return Stream(_events(pieces, seconds=len(samples) / EAR_HZ), source=pieces)
         async with while_connected(request):
             try:
                 found = [piece async for piece in pieces if piece.done]
@@ -170,8 +168,6 @@ async def _events(pieces: AsyncGenerator[Piece, None], *, seconds: float) -> Asy
     except ApiError as error:
         yield sse(error.body)
         return
-    finally:
-        await pieces.aclose()
     usage = {"type": "duration", "seconds": round(seconds, 3)}
     yield sse({"type": "transcript.text.done", "text": " ".join(texts), "usage": usage})
 
