@@ -119,6 +119,22 @@ def test_quantiles() -> None:
 # ---- serve
 
 
+@pytest.mark.parametrize("command", ["serve", "talk"])
+def test_help_loads_nothing_heavy(command: str) -> None:
+    # -X importtime writes one line per imported module to stderr
+    call = [sys.executable, "-X", "importtime", "-m", "thinktalk", command, "--help"]
+    done = subprocess.run(call, capture_output=True, text=True, check=True)
+    modules = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
+    assert not {"torch", "numpy", "fastapi", "websockets"} & modules
+    assert f"usage: thinktalk {command}" in done.stdout
+
+
+def test_the_server_never_loads_torch() -> None:
+    code = "import sys, thinktalk.serve.app, thinktalk.talk; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
 def test_options_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("THINKTALK_PORT", "1234")
     monkeypatch.setenv("THINKTALK_API_KEY", "a,b")
