@@ -12,6 +12,7 @@ from urllib.error import HTTPError
 
 import numpy as np
 import pytest
+from media_samples import film
 from openai import BadRequestError, OpenAI, RateLimitError, UnprocessableEntityError
 from PIL import Image
 from scripted_engine import ScriptedEngine, ScriptedSession
@@ -181,6 +182,20 @@ def test_media_of_every_kind(engine: ScriptedEngine, sdk: OpenAI) -> None:
     assert seen[1]["image"].shape == (6, 8, 3)
     assert seen[2]["audio"].shape == seen[3]["audio"].shape == (1600,)
     assert [frame.shape for frame in seen[4]["video"]] == [(6, 8, 3)] * 2
+
+
+def test_films(engine: ScriptedEngine, sdk: OpenAI) -> None:
+    short, long = film("mp4", audio="aac"), film("mp4", seconds=41, fps=5)
+    question = media("video_url", uri(short, "video/mp4"))
+    question[0]["content"][0]["fps"] = 1
+    ask(sdk, messages=question, extra_body={"use_audio_in_video": False})
+    (part,) = engine.opened[-1].items[0].content["content"]
+    assert part == {"type": "video", "video": short, "fps": 1, "audio_in_video": False}
+    with pytest.raises(UnprocessableEntityError, match="longer than 40 s"):
+        ask(sdk, messages=media("video_url", uri(long, "video/mp4")))
+    question[0]["content"][0] |= {"fps": None, "total_pixels": 1 << 40}
+    with pytest.raises(BadRequestError, match="unknown option 'total_pixels'"):
+        ask(sdk, messages=question)
 
 
 def test_system_prompts(engine: ScriptedEngine, sdk: OpenAI) -> None:

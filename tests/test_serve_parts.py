@@ -2,6 +2,7 @@
 soak of many short sessions that must leave nothing behind."""
 
 import asyncio
+import base64
 import gc
 import json
 import os
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from media_samples import film
 from openai import AsyncOpenAI
 from realtime_client import pcm, tone
 from scripted_engine import ScriptedEngine
@@ -32,8 +34,10 @@ from thinktalk.serve.outbox import Outbox
 from thinktalk.serve.realtime_commands import HANDLERS
 from thinktalk.serve.realtime_config import Config
 from thinktalk.serve.realtime_events import Translator
+from thinktalk.serve.realtime_items import read_item
 from thinktalk.serve.realtime_state import State
 from thinktalk.serve.sessions import Sessions
+from thinktalk.serve.sources import Sources
 
 PROTOCOL = (Path(__file__).parents[1] / "docs" / "protocol.md").read_text()
 VOICES = ("Chelsie", "Ethan")
@@ -182,6 +186,18 @@ def test_settings_of_a_session() -> None:
     listening = Config(voice="Chelsie").changed({"type": "transcription"}, voices=VOICES)
     detection = listening.settings(base).turn_detection
     assert detection is not None and not detection.create_response
+
+
+def test_films_as_items() -> None:
+    mp4 = film("mp4", seconds=1)
+    url = "data:video/mp4;base64," + base64.b64encode(mp4).decode()
+    part = {"type": "input_video", "video_url": url, "fps": 1}
+    item = {"type": "message", "role": "user", "content": [part]}
+    sources = Sources(Limits(), remote="off")
+    message, told = read_item(item, new_id=lambda: "i", sources=sources, sound="audio/pcm")
+    assert message["content"] == [{"type": "video", "video": mp4, "fps": 1}]
+    assert told["content"] == [{"type": "input_video"}] and told["id"] == "i"
+    sources.close()
 
 
 def test_the_docs_name_everything() -> None:
