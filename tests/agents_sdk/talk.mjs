@@ -38,6 +38,8 @@ await session.connect({ apiKey: "ek_test", url });
 const answered = next("response.done", 2); // the call, and the answer with its result
 session.sendMessage("what is a rose?");
 await answered;
+// Speaking sooner would cut the answer off where it had been heard to by then.
+await new Promise((heard) => setTimeout(heard, 500));
 
 const speaking = next("response.output_audio.delta");
 const pcm = readFileSync(file);
