@@ -13,7 +13,7 @@ from thinktalk import parallel
 
 # Processes are forked from one that has imported everything, and nothing else: quick and clean.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["thinktalk.train.trainer", "thinktalk.train.omni"])
+CONTEXT.set_forkserver_preload(["torch._dynamo", "thinktalk.train.omni"])
 
 
 def on_ranks(work: Callable[..., Any], *arguments: Any, world: int = 2) -> list[Any]:
