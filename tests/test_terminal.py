@@ -17,10 +17,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+import thinktalk
 from thinktalk import terminal
 from thinktalk.generate import Answer
 from thinktalk.terminal import Conversation, Settings, Terminal, parts_of_line, parts_of_words
+from thinktalk.weights import save
 
 ROOT = Path(__file__).parents[1]
 
@@ -290,10 +293,19 @@ class Screen:
 
 
 @pytest.fixture
-def screen(tiny_checkpoint: Callable[[str], Path]) -> Iterator[Screen]:
-    # long enough that the interruption meets the reply in the middle
-    options = ("--text-only", "--max-text-tokens", "20000")
-    screen = Screen("--model", str(tiny_checkpoint("7b")), *options)
+def talkative(tiny_checkpoint: Callable[[str], Path], tmp_path: Path) -> Path:
+    """A checkpoint whose replies never end by themselves, so that an interruption meets them."""
+    model = thinktalk.load(tiny_checkpoint("7b"))
+    with torch.no_grad():
+        thinker = model.omni.thinker
+        thinker.lm_head.weight[thinker.config.eos_token_id] = 0
+    save(model, tmp_path / "talkative")
+    return tmp_path / "talkative"
+
+
+@pytest.fixture
+def screen(talkative: Path) -> Iterator[Screen]:
+    screen = Screen("--model", str(talkative), "--text-only", "--max-text-tokens", "20000")
     yield screen
     os.close(screen.terminal)
 
