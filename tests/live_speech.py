@@ -28,6 +28,7 @@ def live(
     events = []
     for start in range(0, len(wave), size):
         session.push_audio(wave[start : start + size], sample_rate=HZ)
+        stage.read(session)
         stage.run(ticks)
         events += stage.so_far(session)
     stage.check(session)

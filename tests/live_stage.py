@@ -74,6 +74,12 @@ class Stage:
             count += 1
         return count
 
+    def read(self, session: LiveSession) -> None:
+        """Waits for the workers that read what was pushed: real time does not run here."""
+        for waiting in list(session.inbox):
+            if waiting.media is not None:
+                waiting.media.exception(PATIENCE_S)
+
     def told(self, session: LiveSession) -> list[api.Event]:
         """Everything there is to tell."""
         return list(session.events(timeout_s=PATIENCE_S))

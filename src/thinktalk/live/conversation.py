@@ -300,7 +300,7 @@ class Conversation:
     def make_room(self) -> None:
         """Forgets the oldest turns when the context is nearly full; between replies only."""
         reply = self.replies.current
-        if self.memory.length <= CONTEXT_SHARE * self._context:
+        if self.memory.num_known <= CONTEXT_SHARE * self._context:
             return
         if self.early is not None or (reply is not None and reply.began):
             return

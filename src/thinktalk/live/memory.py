@@ -214,6 +214,11 @@ class Memory:
         self.sync()
 
     @property
+    def num_known(self) -> int:
+        """`length`, of items that the caches follow."""
+        return self.boundary + self.done + self.num_waiting
+
+    @property
     def length(self) -> int:
         """Positions of all items, in the caches or not."""
         return sum(item.num_ids for item in self.items)
