@@ -12,7 +12,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,7 +49,7 @@ class Stage:
     compile: str = ""  # backend of torch.compile for the blocks, such as "inductor"
 
 
-class Task(Protocol):
+class Task:
     """What a stage trains and on what. To be subclassed; a task serves one call of train().
 
     module: trained is what requires a gradient; all of it is saved.
@@ -69,7 +69,7 @@ class Task(Protocol):
 
         Every rank must use the same networks in the same order, whatever its batch holds.
         """
-        ...
+        raise NotImplementedError
 
     def weight(self, batch: dict[str, Any]) -> float:
         """How much the batch counts beside the others of its step, such as its learned tokens."""
