@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import select
+import signal
 import sys
 import threading
 import wave
@@ -264,6 +265,7 @@ class Screen:
         self.process, self.terminal = pty.fork()
         if not self.process:
             os.environ |= {"OMP_NUM_THREADS": "1", "TERM": "dumb"}
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # shells ignore it in the background
             command = [sys.executable, "-m", "thinktalk", "chat", *arguments]
             os.execv(sys.executable, command)
 
