@@ -282,7 +282,11 @@ class Token2Wav(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the samples; the DiT may be of another one, its mel and noise are float32."""
+        """Of the samples. The DiT may be of another one: noise, state and guidance are float32.
+
+        In bfloat16 its mel is away from float32's by 0.3 % of the mel's deviation (rms, spark; and
+        0.3 to 0.6 % with random weights), a tenth of what Euler is away from Runge-Kutta.
+        """
         return self.code2wav_bigvgan_model.conv_pre.weight.dtype
 
     def _check(self, ids: Tensor) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from thinktalk.config import DiTConfig
 from thinktalk.model.dit_layer import Layer, Layout, modulated, modulation_linear, pairs
 from thinktalk.model.flow import (
+    NUM_POINTS,
     Modulations,
     Schedule,
     Solver,
@@ -125,14 +126,20 @@ class DiT(nn.Module):
 
     @torch.no_grad()
     def schedule(
-        self, solver: Solver, *, num_points: int = 10, guidance: float = 0.5, sway: float = -1.0
+        self,
+        solver: Solver,
+        *,
+        num_points: int | None = None,
+        guidance: float = 0.5,
+        sway: float = -1.0,
     ) -> Schedule:
         """When the solver evaluates the velocity, with all modulations computed.
 
-        num_points >= 2 times from 0 to 1, moved towards 0 by `sway` (0 leaves them equidistant).
-        guidance: how far the velocity is moved away from that of the branch without codes and
-        voice; at 0 that branch is not computed.
+        num_points >= 2 times from 0 to 1, by default NUM_POINTS, moved towards 0 by `sway` (0
+        leaves them equidistant). guidance: how far the velocity is moved away from that of the
+        branch without codes and voice; at 0 that branch is not computed.
         """
+        num_points = num_points or NUM_POINTS[solver]
         points = time_points(num_points, sway=sway)
         times = evaluation_times(solver, points).to(self.proj_out.weight.device)
         modulations = self.modulations(times)

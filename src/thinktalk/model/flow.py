@@ -11,6 +11,10 @@ from torch import Tensor
 
 Solver = Literal["euler", "midpoint", "rk4"]
 Slope = Callable[[Tensor], Tensor]
+# Points in time that a solver steps between unless told otherwise: the reference's ten for its
+# Runge-Kutta (36 evaluations) and for Euler (9). On spark, midpoint with four (6 evaluations) is
+# nearer to that Runge-Kutta than Euler is: rms 2.2 % of the mel's deviation instead of 2.7 %.
+NUM_POINTS: dict[Solver, int] = {"euler": 10, "midpoint": 4, "rk4": 10}
 # All that the network needs to know of K times (one, or one per row). Per layer six vectors and at
 # the end two, side by side: each tensor [K,1,1,6*D or 2*D].
 Modulations = list[Tensor]

@@ -64,9 +64,12 @@ def _attend_plainly(
         mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
     groups = q.shape[1] // k.shape[1]
     k, v = (x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in (k, v))
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
+    scores, scale = q @ k.transpose(-1, -2), q.shape[-1] ** -0.5
+    if mask is None:
+        scores = scores * scale
+    else:
+        hidden = torch.zeros_like(mask, dtype=scores.dtype).masked_fill(~mask, -torch.inf)
+        scores = torch.add(hidden, scores, alpha=scale)
     return scores.softmax(-1).to(v.dtype) @ v
 
 
