@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from playwright.sync_api import Browser, BrowserType, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserType, ConsoleMessage, Page, sync_playwright
 
 POLICY = "Content Security Policy"  # a browser that obeyed it says so only in its console
 HANGS_MS = 120_000  # nothing waits this long unless it hangs
@@ -56,7 +56,12 @@ def open_page(browser: Browser, url: str, *, init: str = "", **options: Any) -> 
     page.add_init_script(init)
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("console", lambda note: POLICY in note.text and errors.append(note.text))
+
+    def keep_violation(note: ConsoleMessage) -> None:
+        if POLICY in note.text:
+            errors.append(note.text)
+
+    page.on("console", keep_violation)
     page.errors = errors  # type: ignore[attr-defined]
     page.goto(url)
     return page

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from chromium import chromium, no_errors, open_page, write_recording
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, FilePayload, Page, expect
 from scripted_server import RATE_HZ, WEB, Client, ScriptedServer, tone
 
 expect.set_options(timeout=120_000)
@@ -308,7 +308,7 @@ def test_dropped_file_and_file_of_no_use(page: Page) -> None:
 
 
 def test_small_video_joins_the_talk(page: Page, server: ScriptedServer) -> None:
-    film = {"name": "film.mp4", "mimeType": "video/mp4", "buffer": b"small"}
+    film = FilePayload(name="film.mp4", mimeType="video/mp4", buffer=b"small")
     page.set_input_files("#files", film)
     expect(page.locator("#tray li")).to_have_text(re.compile("film.mp4"))
     page.click("#send")
