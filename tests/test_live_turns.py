@@ -15,7 +15,7 @@ from thinktalk.live.replies import Replies
 from thinktalk.live.session import LiveSession
 from thinktalk.options import SemanticVad, ServerVad
 
-TOLERANCE = 3e-5  # of the largest sample, see test_live_equal
+TOLERANCE = 5e-6  # of the largest sample, see test_live_equal
 
 
 def unthinking(monkeypatch: pytest.MonkeyPatch, thinks: bool) -> None:
