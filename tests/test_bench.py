@@ -176,6 +176,20 @@ def test_calls_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "| stalls, all sessions |" in table and "| vocoder, s |" in table
 
 
+def test_calls_on_the_processors_clock(tmp_path: Path) -> None:
+    """Time is the processor's: the same turns and lengths, and no push is late."""
+    plan = replace(SHORT, clock="processor", threads=1)
+    commit, detector = run.run(plan, out=tmp_path / "bench.json")["calls"]
+    for many in (commit, detector):
+        assert many["late_s"] == 0 and many["shares"]["tokens"] == {"think": 10, "speak": 60}
+        assert sum(many["shares"]["seconds"].values()) <= many["cpu_s"]
+        for call in many["calls"]:
+            assert 0 <= call["first_audio_s"] <= call["end_s"] <= many["wall_s"] - 1.5 + 1e-6
+            assert call["playback"]["duration_s"] == pytest.approx(0.6)
+    for call in detector["calls"]:
+        assert call["after_voice_s"] > 0.5
+
+
 def test_a_sound_without_a_turn(tmp_path: Path) -> None:
     """A hum that is no speech: an error that says what to do, and no waiting for ever."""
     hum = tmp_path / "hum.npy"
@@ -241,6 +255,7 @@ def test_command_line_knows_what_the_code_has() -> None:
         ("--turn-ends clap", "'clap' is none of commit, detector"),
         ("--stages ears", "'ears' is none of audio"),
         ("--reply-tokens 0", "reply_tokens is 0"),
+        ("--clock processor", "add --threads 1"),
         ("--turn-end --against transformers", "leave out --turn-end"),
     ],
 )

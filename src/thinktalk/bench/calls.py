@@ -1,13 +1,17 @@
 """Some sessions that all ask at once, in real time; what each of them got back, and when.
 
-A caller pushes 20 ms of sound every 20 ms while the engine's thread works, and a thread per session
-takes its events. The end of a turn is the caller's commit, or the moment in which the caller learns
-of the detector's decision.
+Every session gets 20 ms of sound every 20 ms. The end of a turn is the caller's commit, or the
+moment in which the caller learns of the detector's decision.
+
+An engine with a thread is measured on the clock: a thread pushes, and one per session takes its
+events. One without is measured on the processor's clock: it steps here, every step takes as long as
+the processor worked on it, and the callers cost nothing. That is how the same engine would do with
+a core of its own, so it can be measured on a machine that is busy with something else.
 """
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +22,7 @@ from thinktalk.bench.plan import TurnEnd
 from thinktalk.bench.player import Playback, play
 from thinktalk.bench.question import Floats, voiced_s
 from thinktalk.bench.watch import Shares, Watch
-from thinktalk.live.api import AudioDelta, Failed, ResponseDone, SpeechStopped, TextDelta
+from thinktalk.live.api import AudioDelta, Event, Failed, ResponseDone, SpeechStopped, TextDelta
 from thinktalk.live.engine import Engine
 from thinktalk.live.session import LiveSession
 from thinktalk.media.mel import EAR_HZ, VOICE_HZ
@@ -83,12 +87,15 @@ def measure(engine: Engine, workload: Workload, *, sessions: int, turn_end: Turn
         seed=workload.seed,
     )
     callers = [Caller(engine.open(settings)) for _ in range(sessions)]
+    microphone = Microphone(callers, workload.question, turn_end=turn_end)
     forget_peak(engine.model.device)
     watch, processor = Watch(engine), Processor()
     try:
-        start_s, late_s = push(callers, workload.question, turn_end=turn_end)
-        for caller in callers:
-            caller.thread.join()
+        if engine.has_thread:
+            start_s, late_s = on_the_clock(callers, microphone)
+        else:
+            start_s = late_s = 0.0
+            on_the_processor(engine, callers, microphone)
         cpu_s, others_cores = processor.own_s(), processor.others_cores()
     finally:
         shares = watch.stop()
@@ -108,40 +115,72 @@ def measure(engine: Engine, workload: Workload, *, sessions: int, turn_end: Turn
     )
 
 
+def on_the_clock(callers: Sequence["Caller"], microphone: "Microphone") -> tuple[float, float]:
+    """Returns when it began, and by how much the worst push was late."""
+    threads = [threading.Thread(target=caller.listen, daemon=True) for caller in callers]
+    for thread in threads:
+        thread.start()
+    start_s, late_s = time.perf_counter(), 0.0
+    while not microphone.is_off:
+        due_s = start_s + microphone.next_s
+        time.sleep(max(0.0, due_s - time.perf_counter()))
+        late_s = max(late_s, time.perf_counter() - due_s)
+        microphone.push(time.perf_counter)
+    for thread in threads:
+        thread.join()
+    return start_s, late_s
+
+
+def on_the_processor(engine: Engine, callers: Sequence["Caller"], microphone: "Microphone") -> None:
+    now_s = 0.0
+    while not all(caller.is_done for caller in callers):
+        while not microphone.is_off and microphone.next_s <= now_s:
+            due_s = microphone.next_s
+            microphone.push(lambda due_s=due_s: due_s)
+        before_s = time.process_time()
+        worked = engine.step()
+        now_s += time.process_time() - before_s
+        for caller in callers:
+            while (event := caller.session.outbox.get(0)) is not None:
+                caller.take(event, now_s)
+        if not worked and not microphone.is_off:
+            now_s = max(now_s, microphone.next_s)
+
+
 class Caller:
-    """A session, and the thread that takes its events until the reply is over."""
+    """A session, and what it gave until its reply was over."""
 
     def __init__(self, session: LiveSession):
         self.session = session
+        self.is_done = False
         self.turn_end_s: float | None = None
         self.first_text_s: float | None = None
         self.done_s = 0.0
         self.chunks: list[tuple[float, int]] = []  # arrival, samples
         self.failure: str | None = None
-        self.thread = threading.Thread(target=self._listen, daemon=True)
-        self.thread.start()
 
-    def _listen(self) -> None:
+    def listen(self) -> None:
         for event in self.session.events():
-            now_s = time.perf_counter()
-            match event:
-                case SpeechStopped():
-                    self.turn_end_s = now_s
-                case TextDelta() if self.first_text_s is None:
-                    self.first_text_s = now_s
-                case AudioDelta():
-                    self.chunks.append((now_s, len(event.samples)))
-                case ResponseDone():
-                    self.done_s = now_s
-                    return
-                case Failed():
-                    self.failure = event.message
-                    return
+            self.take(event, time.perf_counter())
+            if self.is_done:
+                return
+
+    def take(self, event: Event, now_s: float) -> None:
+        match event:
+            case SpeechStopped():
+                self.turn_end_s = now_s
+            case TextDelta() if self.first_text_s is None:
+                self.first_text_s = now_s
+            case AudioDelta():
+                self.chunks.append((now_s, len(event.samples)))
+            case ResponseDone():
+                self.done_s, self.is_done = now_s, True
+            case Failed():
+                self.failure, self.is_done = event.message, True
 
     def close(self) -> None:
         """Returns when the engine has room for another session."""
         self.session.close()
-        self.thread.join()
         for _ in self.session.events():
             pass
 
@@ -160,31 +199,41 @@ class Caller:
         )
 
 
-def push(callers: Sequence[Caller], question: Floats, *, turn_end: TurnEnd) -> tuple[float, float]:
-    """Plays the question into all sessions in real time, and with a detector silence after it for
-    as long as they listen; returns when that began, and by how much the worst push was late."""
-    sound = soxr.resample(question, EAR_HZ, MICROPHONE_HZ).astype(np.float32)
-    size = round(CHUNK_S * MICROPHONE_HZ)
-    silence = np.zeros(size, np.float32)
-    start_s, late_s, number = time.perf_counter(), 0.0, 0
-    while number * size < len(sound) or turn_end == "detector":
-        if all(not caller.thread.is_alive() for caller in callers):
-            break
-        chunk = sound[number * size : (number + 1) * size]
-        number += 1
-        due_s = start_s + number * CHUNK_S
-        time.sleep(max(0.0, due_s - time.perf_counter()))
-        late_s = max(late_s, time.perf_counter() - due_s)
-        for caller in callers:
-            caller.session.push_audio(chunk if len(chunk) else silence, sample_rate=MICROPHONE_HZ)
-        waited_s = number * CHUNK_S - len(sound) / MICROPHONE_HZ
-        if waited_s > PATIENCE_S and any(caller.turn_end_s is None for caller in callers):
+class Microphone:
+    """The question, for all callers at once; with a detector silence follows for as long as anybody
+    listens. next_s: when the next chunk is complete, from the start."""
+
+    def __init__(self, callers: Sequence[Caller], question: Floats, *, turn_end: TurnEnd):
+        sound = soxr.resample(question, EAR_HZ, MICROPHONE_HZ).astype(np.float32)
+        size = round(CHUNK_S * MICROPHONE_HZ)
+        self._callers, self._commits = callers, turn_end == "commit"
+        self._chunks = [sound[start : start + size] for start in range(0, len(sound), size)]
+        self._silence = np.zeros(size, np.float32)
+        self._count = 0
+        self.is_off = False
+
+    @property
+    def next_s(self) -> float:
+        return (self._count + 1) * CHUNK_S
+
+    def push(self, clock: Callable[[], float]) -> None:
+        """The next chunk, and after the last the caller's commit. Raises ValueError where the
+        detector should long have heard the end."""
+        is_question = self._count < len(self._chunks)
+        chunk = self._chunks[self._count] if is_question else self._silence
+        self._count += 1
+        for caller in self._callers:
+            caller.session.push_audio(chunk, sample_rate=MICROPHONE_HZ)
+        if self._commits and self._count == len(self._chunks):
+            for caller in self._callers:
+                caller.turn_end_s = clock()
+                caller.session.commit()
+            self.is_off = True
+        elif all(caller.is_done for caller in self._callers):
+            self.is_off = True
+        unheard = [caller for caller in self._callers if caller.turn_end_s is None]
+        if unheard and (self._count - len(self._chunks)) * CHUNK_S > PATIENCE_S:
             raise ValueError(
                 "the detector did not hear the end of the question; give a recording of speech "
-                "with --question, or use --turn-end commit"
+                "with --question, or use --turn-ends commit"
             )
-    if turn_end == "commit":
-        for caller in callers:
-            caller.turn_end_s = time.perf_counter()
-            caller.session.commit()
-    return start_s, late_s

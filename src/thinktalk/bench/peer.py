@@ -27,7 +27,7 @@ class Peer:
 
     def __init__(self) -> None:
         self.kept: tuple[tuple[str, str], nn.Module] | None = None  # of `alone`
-        self.dit_s = 0.0
+        self.dit_s = self.dit_cpu_s = 0.0
 
     def load(self, *, folder: str, weights: bool, device: str, dtype: str) -> dict[str, Any]:
         """weights: read them from the folder, else random ones for its config."""
@@ -47,9 +47,10 @@ class Peer:
         sample = model.token2wav.code2wav_dit_model.sample
 
         def measured(*args: Any, **kwargs: Any) -> Tensor:
-            start = now(self.device)
+            start, start_cpu = now(self.device), time.process_time()
             mel = sample(*args, **kwargs)
             self.dit_s += now(self.device) - start
+            self.dit_cpu_s += time.process_time() - start_cpu
             return mel
 
         model.token2wav.code2wav_dit_model.sample = measured
@@ -76,7 +77,8 @@ class Peer:
         rule = transformers.generation.SuppressTokensLogitsProcessor(
             list(unusable), device=str(self.device)
         )
-        self.dit_s, start, start_cpu = 0.0, now(self.device), time.process_time()
+        self.dit_s = self.dit_cpu_s = 0.0
+        start, start_cpu = now(self.device), time.process_time()
         heard = self.ear(
             wave,
             sampling_rate=EAR_HZ,
@@ -105,6 +107,7 @@ class Peer:
             "seconds": seconds,
             "cpu_s": time.process_time() - start_cpu,
             "dit_s": self.dit_s,
+            "dit_cpu_s": self.dit_cpu_s,
             "samples": spoken.numel(),
         }
 

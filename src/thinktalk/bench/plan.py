@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 What = Literal["calls", "turn-end", "stages"]
 TurnEnd = Literal["commit", "detector"]
+Clock = Literal["wall", "processor"]
 Solver = Literal["euler", "midpoint", "rk4"]
 Network = Literal["audio", "vision", "thinker", "talker", "dit", "vocoder"]
 
@@ -25,8 +26,9 @@ turns that the caller ends and once with turns that the detector ends."""
 class Plan:
     """model: a checkpoint; or random: a size of random_model.SIZES. dtype: of Thinker and Talker,
     voice_dtype: of the DiT. sessions: how many at once, one measurement each. seconds: of the
-    question, which is the sound `question`, or made up. what: calls in real time, what is left to
-    do at the end of a turn, or these `networks` alone. against: put transformers beside it."""
+    question, which is the sound `question`, or made up. clock: as calls.py says; the processor's is
+    for one thread of a CPU. what: calls in real time, what is left to do at the end of a turn, or
+    these `networks` alone. against: put transformers beside it."""
 
     what: What = "calls"
     model: str = "spark"
@@ -36,6 +38,7 @@ class Plan:
     voice_dtype: str = "float32"
     threads: int | None = None
     solver: Solver = "euler"
+    clock: Clock = "wall"
     sessions: tuple[int, ...] = (1, 2, 4, 8)
     turn_ends: tuple[TurnEnd, ...] = get_args(TurnEnd)
     question: str | None = None
@@ -50,6 +53,8 @@ class Plan:
     def __post_init__(self) -> None:
         if self.against and self.what == "turn-end":
             raise ValueError("transformers does nothing before a turn ends; leave out --turn-end")
+        if self.clock == "processor" and (self.threads != 1 or self.device != "cpu"):
+            raise ValueError("--clock processor is for one thread of a CPU: add --threads 1")
         for name in ("seconds", "reply_tokens", "reply_seconds", "pairs"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be more than 0")
@@ -136,6 +141,13 @@ def _add_calls(group: argparse._ArgumentGroup) -> None:
         metavar="WHO,...",
         default="commit,detector",
         help="who ends the turns: commit, detector (default: both)",
+    )
+    group.add_argument(
+        "--clock",
+        choices=get_args(Clock),
+        default="wall",
+        help="on which the calls are played; processor: as if the engine had a core of its own, "
+        "on a machine that is busy with something else (default: wall)",
     )
     group.add_argument(
         "--question", metavar="FILE", help="a recording of speech (default: a made-up voice)"

@@ -125,7 +125,8 @@ def model_of(plan: Plan, folder: Path) -> LoadedModel:
 
 @contextmanager
 def engine_of(model: LoadedModel, plan: Plan, *, sessions: int) -> Iterator[Engine]:
-    engine = Engine(model, max_sessions=sessions, solver=plan.solver)
+    threaded = plan.clock == "wall"
+    engine = Engine(model, max_sessions=sessions, solver=plan.solver, thread=threaded)
     endless(engine)
     try:
         yield engine

@@ -34,7 +34,7 @@ def heading(numbers: Report) -> str:
     if plan["what"] == "calls":
         words.append(
             f"question {plan['seconds']:g} s, reply {plan['reply_tokens']} tokens and "
-            f"{plan['reply_seconds']:g} s, seed {plan['seed']}"
+            f"{plan['reply_seconds']:g} s, seed {plan['seed']}, clock: {plan['clock']}"
         )
     return "; ".join(words)
 

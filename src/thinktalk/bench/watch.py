@@ -19,12 +19,14 @@ class Watch:
     prefill (of both caches), think (one text id a row), speak (one codec id a row), dit, vocoder,
     and the rest of every tick. A stage's time is without the stages inside it.
 
-    On CUDA the times are those of the device's queue, so the host is not held up.
+    Times are those of the clock on which the engine is measured (see calls.py); on CUDA they are
+    those of the device's queue, so the host is not held up.
     """
 
     def __init__(self, engine: Engine):
         self.tokens: Counter[str] = Counter()  # ids that were chosen, by stage
         self._device = engine.model.device
+        self._clock = time.perf_counter if engine.has_thread else time.process_time
         self._spans: list[tuple[str, str | None, Any, Any]] = []
         self._inside: list[str] = []
         self._before: list[tuple[Any, str, Any]] = []  # what was wrapped; None: the class's own
@@ -85,7 +87,7 @@ class Watch:
 
     def _now(self) -> Any:
         if self._device.type != "cuda":
-            return time.perf_counter()
+            return self._clock()
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
