@@ -109,7 +109,7 @@ def test_heads() -> None:
 
 
 def test_large_products_stay_exact_and_are_only_inside() -> None:
-    """Whoever computes them, float32 is float32; and afterwards all is as it was."""
+    """Whoever computes them, float32 is float32; and after the last user all is as it was."""
     torch.manual_seed(0)
     products = torch.backends.mkldnn.matmul  # pyright: ignore[reportAttributeAccessIssue]
     before = products.fp32_precision
@@ -122,6 +122,14 @@ def test_large_products_stay_exact_and_are_only_inside() -> None:
 
     for _ in range(2):  # a decorator serves every call
         assert (product() - exact).abs().max() < 1e-6 * exact.abs().max()
+    assert products.fp32_precision == before
+    first, second = large_products(), large_products()  # as two threads may overlap
+    first.__enter__()
+    inside = products.fp32_precision
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert products.fp32_precision == inside
+    second.__exit__(None, None, None)
     assert products.fp32_precision == before
     with pytest.raises(ZeroDivisionError), large_products():
         raise ZeroDivisionError

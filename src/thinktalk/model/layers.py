@@ -74,7 +74,9 @@ def _attend_plainly(
 
 
 _PRODUCTS = torch.backends.mkldnn.matmul  # pyright: ignore[reportAttributeAccessIssue]
+_USUAL = _PRODUCTS.fp32_precision
 _ALLOWED = "bf16"  # makes torch ask oneDNN, which then may round the factors to bfloat16
+_users: list[None] = []  # one entry for each large_products() that is open, in whatever thread
 
 
 @contextmanager
@@ -83,25 +85,29 @@ def large_products() -> Iterator[None]:
 
     MKL, which torch asks otherwise, leaves AVX-512 unused on CPUs that are not Intel's: there the
     products of DiT and vocoder take twice as long. But those with a single row take a third of the
-    time in MKL, so this is for networks that always have many. Also usable as a decorator.
+    time in MKL, so this is for networks that always have many. Also usable as a decorator. The
+    switch is the whole process's: products of other threads meanwhile are as right, but slower.
     """
     if not _onednn_is_exact():
         yield
         return
-    before, _PRODUCTS.fp32_precision = _PRODUCTS.fp32_precision, _ALLOWED
+    _users.append(None)
+    _PRODUCTS.fp32_precision = _ALLOWED
     try:
         yield
     finally:
-        _PRODUCTS.fp32_precision = before
+        _users.pop()
+        if not _users:
+            _PRODUCTS.fp32_precision = _USUAL
 
 
 @cache
 def _onednn_is_exact() -> bool:
     """Whether it does not round, though it may; it has no use for that on CPUs without AMX."""
-    before, _PRODUCTS.fp32_precision = _PRODUCTS.fp32_precision, _ALLOWED
+    _PRODUCTS.fp32_precision = _ALLOWED
     fine = torch.full((256, 256), 1 + 2**-12)  # bfloat16 rounds that to 1
     exact = torch.equal(fine @ torch.eye(256), fine)
-    _PRODUCTS.fp32_precision = before
+    _PRODUCTS.fp32_precision = _USUAL
     return exact
 
 
