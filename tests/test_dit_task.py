@@ -14,26 +14,23 @@ def test_loss_is_flow_error_and_a_little_of_queries_and_keys() -> None:
     again, _ = task.loss(batch)
     assert torch.equal(loss, again)  # nothing is left over from the first
     torch.testing.assert_close(loss, figures["velocity"] + task.CALM * figures["scores"])
-    calm, task.CALM = task.CALM, 0.0
-    flow, _ = task.loss(batch)
-    torch.testing.assert_close(flow, figures["velocity"])
-    task.CALM = calm
 
 
 def test_that_little_keeps_attention_scores_small() -> None:
     task = dit_task()
     batch = task.batch(np.random.default_rng(0), 2)
-    inputs = torch.randn(64, 60)
+    inputs = torch.randn(64, 60, generator=torch.Generator().manual_seed(0))
 
     def score() -> float:
         attention = task.module.transformer_blocks[0].attn
         q, k = (split_heads(part(inputs)[None], 30) for part in (attention.to_q, attention.to_k))
         return (q @ k.transpose(-1, -2)).abs().max().item()
 
-    before, optimizer = score(), torch.optim.SGD(task.module.parameters(), lr=1e-2)
-    task.CALM = 10.0
+    weights = task.module.transformer_blocks.parameters()
+    before, optimizer = score(), torch.optim.Adam(weights, lr=1e-2)
     for _ in range(5):
         optimizer.zero_grad()
-        task.loss(batch)[0].backward()
+        loss, figures = task.loss(batch)
+        (loss - figures["velocity"]).backward()  # that little alone
         optimizer.step()
     assert score() < before

@@ -138,7 +138,8 @@ class DiTTask(Task):
         return error + self.CALM * scores, {"velocity": error, "scores": scores.detach()}
 
     def _note_square(self, _linear: nn.Module, _inputs: Any, output: Tensor) -> None:
-        self.squares.append(output.float().square().mean())
+        # a copy, because the rotation that follows works in place
+        self.squares.append(output.to(torch.float32, copy=True).square().mean())
 
     def evaluate(self) -> dict[str, float]:
         """Velocity error, and the mel error of what the sampler makes of the held-out codes."""
