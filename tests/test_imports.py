@@ -59,7 +59,7 @@ TABLE = {
         "train.__init__ train.trainer train.feed train.journal train.board train.checkpoint"
         " train.schemas train.rows train.shards train.features train.lengths train.parts"
         " train.codes train.examples train.packing train.survey train.data train.omni"
-        " train.losses train.stages train.voice"
+        " train.losses train.spark train.stages train.job train.tuning train.voice"
         " train.command train.recipe train.speech train.streams train.vocabulary"
         " train.assemble train.conversations train.talker train.thinker train.align train.plot",
         GENERATE + " generate playroom parallel adapters eval.metrics",

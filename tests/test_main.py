@@ -22,7 +22,7 @@ from thinktalk.__main__ import main
 from thinktalk.eval import run as eval_run
 from thinktalk.live.engine import Engine
 from thinktalk.media.chat import SPEECH_SYSTEM_PROMPT
-from thinktalk.train import assemble, command, plot, recipe
+from thinktalk.train import assemble, command, plot, recipe, tuning
 
 ROOT = Path(__file__).parents[1]
 QUESTION = str(ROOT / "examples" / "question.wav")
@@ -30,7 +30,8 @@ SHORT = ("--max-text-tokens", "4", "--max-codec-ids", "3")
 
 
 @pytest.mark.parametrize(
-    "command", ["", "chat", "train", "train thinker", "train cases", "train plot", "eval", "bench"]
+    "command",
+    ["", "chat", "train", "train sft", "train spark", "train cases", "train plot", "eval", "bench"],
 )
 def test_help_without_torch(command: str) -> None:
     # -X importtime writes one line per imported module to stderr
@@ -43,11 +44,12 @@ def test_help_without_torch(command: str) -> None:
 
 def test_spelled_out_names() -> None:
     """--help lists, without importing them, what the code has."""
-    assert command.STAGES.keys() == recipe.STAGES.keys()
+    assert command.SPARK_STAGES.keys() == recipe.STAGES.keys()
+    assert command.COURSES.keys() == tuning.COURSES.keys()
     assert command_line.SUITES == eval_run.SUITES
     assert tuple(eval_run.groups()) == command_line.GROUPS
     known: set[str] = set()
-    for stage, (_, earlier) in command.STAGES.items():
+    for stage, (_, earlier) in command.SPARK_STAGES.items():
         assert known >= {*earlier} >= {*recipe.BUILDS_ON.get(stage, ())}
         known.add(stage)
 
@@ -195,17 +197,20 @@ def test_train_stage(
 
     monkeypatch.setattr(recipe, "run_stage", run_stage)
     folders = ["--data", str(tmp_path / "data"), "--run", str(tmp_path / "run")]
-    assert main(["train", "vocoder", *folders]) == 0
-    assert main(["train", "typed", *folders, "--minutes", "5"]) == 0
+    assert main(["train", "spark", "--only", "vocoder", *folders]) == 0
+    assert main(["train", "spark", "--only", "typed", *folders, "--minutes", "5"]) == 0
     assert [name for name, _ in calls] == ["vocoder", "typed"]
     assert calls[1][1] == {
         "data": tmp_path / "data", "run": tmp_path / "run", "device": "cpu", "minutes": 5.0,
     }  # fmt: skip
     out = capsys.readouterr().out
     assert "vocoder is done" in out and "the same command continues" in out
-    assert main(["train", "talker", *folders]) == 2
+    monkeypatch.undo()
+    assert main(["train", "spark", "--only", "talker", *folders]) == 2
     assert "builds on tokenizer, which is not finished" in capsys.readouterr().err
-    assert main(["train", "vocoder", *folders, "--device", "toaster"]) == 2
+    assert main(["train", "spark", "--only", "vocoder", *folders, "--device", "toaster"]) == 2
+    assert main(["train", "spark", *folders]) == 2
+    assert "Give --out" in capsys.readouterr().err
 
 
 def test_train_everything_and_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from thinktalk.model.dit import DiT
 from thinktalk.model.speech_tokenizer import SpeechTokenizer
 from thinktalk.model.talker import Talker
 from thinktalk.model.thinker import Thinker
-from thinktalk.train import stages
+from thinktalk.train import spark
 from thinktalk.train.checkpoint import best_weights
 from thinktalk.train.journal import curve
 from thinktalk.train.omni import OmniTask, embedded
@@ -134,7 +134,7 @@ def tokenizer_task() -> TokenizerTask:
 
 def dit_task() -> DiTTask:
     torch.manual_seed(0)
-    config = stages.spark_config().token2wav_config.dit_config
+    config = spark.spark_config().token2wav_config.dit_config
     config = replace(config, hidden_size=60, num_attention_heads=2, head_dim=30, ff_mult=1)
     ids = [np.random.default_rng(1).integers(config.num_embeds, size=750) for _ in range(2)]
     task = DiTTask(DiT(config), streams(), ids)
@@ -146,7 +146,7 @@ def dit_task() -> DiTTask:
 
 def vocoder_task() -> VocoderTask:
     torch.manual_seed(0)
-    config = stages.spark_config().token2wav_config.bigvgan_config
+    config = spark.spark_config().token2wav_config.bigvgan_config
     small = {"resblock_kernel_sizes": (3,), "resblock_dilation_sizes": ((1, 3, 5),)}
     return VocoderTask(BigVGAN(replace(config, upsample_initial_channel=32, **small)), streams())
 

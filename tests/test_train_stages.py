@@ -18,7 +18,7 @@ from thinktalk.media.mel import voice_mel
 from thinktalk.media.tokenizer import Tokenizer
 from thinktalk.model.speech_tokenizer import SpeechTokenizer
 from thinktalk.playroom import dataset
-from thinktalk.train import recipe, stages, streams
+from thinktalk.train import recipe, spark, streams
 from thinktalk.train.assemble import assemble, write_companions
 from thinktalk.train.checkpoint import best_weights
 from thinktalk.train.conversations import IGNORED
@@ -57,7 +57,7 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     write_companions(folder / "text")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "spark_config", small_config)
+        patch.setattr(spark, "spark_config", small_config)
         for name in STEPS:
             make_stage, make_task = recipe.STAGES[name]
             torch.manual_seed(0)
@@ -83,7 +83,7 @@ def small_config() -> OmniConfig:
     )
 
 
-spark_config = stages.spark_config  # before the fixture puts the small one in its place
+spark_config = spark.spark_config  # before the fixture puts the small one in its place
 
 
 def quick(make_stage: Callable[[], Stage]) -> Stage:
@@ -101,7 +101,7 @@ def test_the_loss_falls(run: Path, name: str) -> None:
 
 def test_the_result_is_a_checkpoint_that_answers(run: Path, data: Path, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "spark_config", small_config)
+        patch.setattr(spark, "spark_config", small_config)
         assemble(run, open_streams(data / recipe.REPLIES), tmp_path)
     model = thinktalk.load(tmp_path)
     assert list(model.voices) == ["Chelsie", "Ethan"]
@@ -124,7 +124,7 @@ def test_a_checkpoint_without_an_encoder_says_so(tmp_path: Path) -> None:
 def test_unused_codec_ids_share_one_class(run: Path, data: Path) -> None:
     """The Talker's trained softmax over classes is the full softmax over the spread weights."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "spark_config", small_config)
+        patch.setattr(spark, "spark_config", small_config)
         task = recipe._talker_task(data, run)
     task.module.load_state_dict(best_weights(run / "talker"))
     hidden = torch.randn(3, task.talker.config.hidden_size)
@@ -137,7 +137,7 @@ def test_unused_codec_ids_share_one_class(run: Path, data: Path) -> None:
 def test_talker_rows_follow_the_layout_of_generation(run: Path, data: Path) -> None:
     """Prompt, voice, then one reply row for every codec id; the labels are the ids, one ahead."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "spark_config", small_config)
+        patch.setattr(spark, "spark_config", small_config)
         task = recipe._talker_task(data, run)
     row, ids = task.train_replies[0]
     batch = task._tensors([(row, ids)], np.random.default_rng(0), noisy=False)
@@ -197,7 +197,7 @@ def test_voices_differ_and_short_recordings_are_refused(data: Path) -> None:
 
 def test_transcripts_are_what_a_typed_question_spells(run: Path, data: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "spark_config", small_config)
+        patch.setattr(spark, "spark_config", small_config)
         task = recipe._align_task(data, run)
     targets = task.transcriber.targets(["The red bird, grün!", "what?"])
     words = [word - 1 for word in targets["words"].tolist()]
@@ -217,7 +217,7 @@ def test_aligning_trains_the_ear_and_nothing_else(run: Path) -> None:
 
 def test_transcribing_drops_repeats_and_blanks(run: Path, data: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "spark_config", small_config)
+        patch.setattr(spark, "spark_config", small_config)
         transcriber = recipe._align_task(data, run).transcriber
     table = transcriber.thinker.model.embed_tokens.weight
     with torch.no_grad():
@@ -230,7 +230,7 @@ def test_transcribing_drops_repeats_and_blanks(run: Path, data: Path) -> None:
 
 def test_thinker_learns_only_the_reply(run: Path, data: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "spark_config", small_config)
+        patch.setattr(spark, "spark_config", small_config)
         task = recipe._thinker_task(data, run)
     batch = task.batch(np.random.default_rng(2), 6)
     for ids, labels in zip(batch["ids"], batch["labels"], strict=True):

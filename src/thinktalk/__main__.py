@@ -240,22 +240,34 @@ def add_train(commands: "Commands") -> None:
 
     command.add_train(
         commands,
+        course=run_train_course,
         spark=run_train_spark,
         data=run_train_data,
         cases=run_train_cases,
-        stage=run_train_stage,
         plot=run_train_plot,
     )
 
 
+def run_train_course(options: argparse.Namespace) -> None:
+    from thinktalk.train import tuning
+
+    done = tuning.train_as_told(options)
+    print(f"{options.out / 'model'} is ready" if done else "not done: the same command continues")
+
+
 def run_train_spark(options: argparse.Namespace) -> None:
     from thinktalk.train import recipe
-    from thinktalk.weights import usable_device
 
-    usable_device(options.device)
-    recipe.train_spark(
-        data=options.data, run=options.run_folder, out=options.out, device=options.device
-    )
+    data, folder, name = options.data, options.run_folder, options.only
+    if name is not None:
+        done = recipe.run_stage(
+            name, data=data, run=folder, device=options.device, minutes=options.minutes
+        )
+        print(f"{name} is {'done' if done else 'not done: the same command continues it'}")
+    elif options.out is not None:
+        recipe.train_spark(data=data, run=folder, out=options.out, device=options.device)
+    else:
+        raise ValueError("where shall the checkpoint go? Give --out, or --only STAGE")
 
 
 def run_train_data(options: argparse.Namespace) -> None:
@@ -279,28 +291,6 @@ def run_train_cases(options: argparse.Namespace) -> None:
         speak=not options.mute,
         workers=options.workers,
     )
-
-
-def run_train_stage(options: argparse.Namespace) -> None:
-    from thinktalk.train import command, recipe
-    from thinktalk.train.trainer import is_done
-    from thinktalk.weights import usable_device
-
-    usable_device(options.device)
-    for earlier in command.STAGES[options.stage][1]:
-        if not is_done(options.run_folder / earlier):
-            raise ValueError(
-                f"stage {options.stage} builds on {earlier}, which is not finished in "
-                f"{options.run_folder}; train that first"
-            )
-    done = recipe.run_stage(
-        options.stage,
-        data=options.data,
-        run=options.run_folder,
-        device=options.device,
-        minutes=options.minutes,
-    )
-    print(f"{options.stage} is {'done' if done else 'not done: the same command continues it'}")
 
 
 def run_train_plot(options: argparse.Namespace) -> None:

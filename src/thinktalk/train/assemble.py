@@ -12,7 +12,7 @@ from thinktalk.media.chat import DEFAULT_SYSTEM_PROMPT, SPEECH_SYSTEM_PROMPT
 from thinktalk.model.omni import Omni
 from thinktalk.model.speech_tokenizer import SpeechTokenizer
 from thinktalk.playroom import talk
-from thinktalk.train import stages
+from thinktalk.train import spark
 from thinktalk.train.checkpoint import best_weights
 from thinktalk.train.speech import VOICE_FRAMES
 from thinktalk.train.streams import Stream
@@ -43,15 +43,15 @@ CHAT_TEMPLATE = (
 
 def write_companions(folder: Path) -> None:
     """Tokenizer, preprocessor and chat template files of spark; deterministic."""
-    tokenizer = train_bpe(_texts(), num_tokens=stages.NUM_TEXT_TOKENS, special=stages.SPECIAL_IDS)
-    write_tokenizer(tokenizer, folder, special=stages.SPECIAL_IDS)
+    tokenizer = train_bpe(_texts(), num_tokens=spark.NUM_TEXT_TOKENS, special=spark.SPECIAL_IDS)
+    write_tokenizer(tokenizer, folder, special=spark.SPECIAL_IDS)
     write_json(folder / "preprocessor_config.json", _preprocessor())
     write_json(folder / "chat_template.json", {"chat_template": CHAT_TEMPLATE})
     write_json(
         folder / "generation_config.json",
         {
-            "eos_token_id": stages.SPECIAL_IDS["<|im_end|>"],
-            "pad_token_id": stages.SPECIAL_IDS["<|endoftext|>"],
+            "eos_token_id": spark.SPECIAL_IDS["<|im_end|>"],
+            "pad_token_id": spark.SPECIAL_IDS["<|endoftext|>"],
             # how the live engine asks for what was said
             "transcription": {"system": "transcribe.", "request": ""},
         },
@@ -63,7 +63,7 @@ def assemble(run: Path, streams: list[Stream], out: Path) -> None:
 
     run/text holds the files of `write_companions`. Raises ValueError for a stage that never ran.
     """
-    omni = Omni(stages.spark_config())
+    omni = Omni(spark.spark_config())
     adopt(omni.thinker, run / "thinker", prefix="thinker.")
     adopt(omni.talker, run / "talker", prefix="talker.")
     spread_unused(omni.talker, num_codes=omni.config.token2wav_config.dit_config.num_embeds)
@@ -109,7 +109,7 @@ def voices(streams: list[Stream]) -> dict[str, Voice]:
     for stream in sorted(streams, key=lambda s: s.voice):
         print_ = voice_print(np.asarray(stream.mel[:VOICE_FRAMES], np.float32))
         found[stream.voice] = Voice(
-            stages.VOICE_TOKENS[stream.voice],
+            spark.VOICE_TOKENS[stream.voice],
             torch.from_numpy(print_.cond),
             torch.from_numpy(print_.ref_mel),
         )

@@ -12,8 +12,15 @@ if TYPE_CHECKING:
 
 Run = Callable[[argparse.Namespace], None]
 
+# What the stages of train.tuning do to a checkpoint.
+COURSES = {
+    "align": "encoders towards the frozen text decoder: first their last layers, then all of them",
+    "omni": "the whole Thinker: text, pictures, sounds, films, films with sound",
+    "long": "as omni, on long rows, with less memory and more time",
+    "sft": "the Thinker on conversations, all of it or by LoRA",
+}
 # The stages of train.recipe: what they learn, and the finished stages that they build on.
-STAGES = {
+SPARK_STAGES = {
     "tokenizer": ("speech tokenizer: mel to codec ids and back", ()),
     "typed": ("the Thinker's text decoder: typed questions", ()),
     "align": ("audio encoder: recordings towards the embeddings of their words", ("typed",)),
@@ -23,49 +30,101 @@ STAGES = {
     "vocoder": ("vocoder: mel to wave", ()),
 }
 TRAINING = """\
-A run folder holds one folder per stage: checkpoints (everything that training needs to go on,
-written every minute, the last two) and log.jsonl (the curves). A stage may be interrupted at any
-moment, by Ctrl-C or by --minutes, and the same command continues it exactly where its last
-checkpoint was written: that is a leg. What is finished is not done again.
+A stage trains the checkpoint given by --model on the rows given by --data, and writes the complete
+checkpoint to OUT/model. `spark` is the recipe of the shipped checkpoint, from nothing.
 
-`thinktalk train spark` does everything: the data, all stages, the finished checkpoint. Stage by
-stage it is `train data` first, then every stage, then `train spark`, which finds all stages done
-and puts the checkpoint together.
+All may be interrupted at any moment, by Ctrl-C or by --minutes, and the same command continues
+exactly where the last checkpoint was written (every minute; the last two are kept): that is a leg.
+What is finished is not done again. With `torchrun -m thinktalk train ...` many processes train
+together.
 """
 
 
 def add_train(
-    commands: "Commands", *, spark: Run, data: Run, cases: Run, stage: Run, plot: Run
+    commands: "Commands", *, course: Run, spark: Run, data: Run, cases: Run, plot: Run
 ) -> None:
-    """What is called for everything, for the data, for a set of cases, for a single stage and for
-    the curves."""
+    """What is called for a stage on rows, for spark, for its data, for a set of cases and for the
+    curves."""
     train = commands.add_parser(
         "train",
-        help="train spark from nothing, as a whole or stage by stage",
-        description="Trains spark from nothing: as a whole, or stage by stage.",
+        help="train a checkpoint on rows, or spark from nothing",
+        description="Trains any checkpoint on rows of data, stage by stage, or spark from nothing.",
         epilog=TRAINING,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     stages = train.add_subparsers(dest="stage", required=True, metavar="STAGE")
-    whole = add_stage(stages, "spark", "everything: data, all stages, the finished checkpoint")
-    whole.add_argument("--out", required=True, type=Path, help="folder of the checkpoint")
-    whole.set_defaults(run=spark)
-    only_data = add_stage(stages, "data", "only the data: speech, questions, the text tokenizer")
+    for name, what in COURSES.items():
+        add_course(stages, name, what).set_defaults(run=course)
+    add_spark(stages).set_defaults(run=spark)
+    only_data = stages.add_parser("data", help="only the data of spark's recipe")
+    add_folders(only_data)
     only_data.set_defaults(run=data)
     add_cases(stages).set_defaults(run=cases)
-    for name, (what, earlier) in STAGES.items():
-        builds_on = f" (builds on {' and '.join(earlier)})" if earlier else ""
-        one = add_stage(stages, name, what + builds_on)
-        one.add_argument(
-            "--minutes", type=float, default=math.inf, help="end this leg after so many minutes"
-        )
-        one.set_defaults(run=stage)
     curves = stages.add_parser("plot", help="draw the curves of all stages")
     curves.add_argument(
         "--run", dest="run_folder", required=True, type=Path, help="folder of the run"
     )
     curves.add_argument("--out", required=True, type=Path, help="picture, such as curves.png")
     curves.set_defaults(run=plot)
+
+
+def add_course(stages: "Commands", name: str, what: str) -> argparse.ArgumentParser:
+    course = add_parser(stages, name, what)
+    option = course.add_argument
+    option(
+        "--model",
+        default="spark",
+        help="what is trained: spark, a folder in the official layout, or a hub id (default: "
+        "spark)",
+    )
+    option(
+        "--data",
+        metavar="FILE[:WEIGHT]",
+        nargs="+",
+        required=True,
+        help="rows: .jsonl, .json, .tar, or a folder of them; and how often they are drawn "
+        "(default: every row once an epoch)",
+    )
+    option("--held", metavar="FILE", nargs="+", default=[], help="rows to measure on")
+    option("--out", required=True, type=Path, help="folder of the run")
+    option("--steps", metavar="N", type=int, help="of every part of the stage")
+    option(
+        "--set",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="changes a number of the stage (docs/training.md), such as learning_rate=1e-5; "
+        "repeatable",
+    )
+    add_leg(course)
+    option("--system", metavar="TEXT", help="system prompt of rows that have none")
+    option(
+        "--lora",
+        metavar="RANK",
+        type=int,
+        nargs="?",
+        const=16,
+        help="train low-rank additions of this rank instead of the weights (default: 16)",
+    )
+    option("--bad-rows", metavar="SHARE", type=float, default=0.01, help="skipped (default: 0.01)")
+    option("--workers", metavar="N", type=int, default=4, help="threads for media (default: 4)")
+    option("--board", action="store_true", help="write for TensorBoard, too")
+    return course
+
+
+def add_spark(stages: "Commands") -> argparse.ArgumentParser:
+    spark = add_parser(stages, "spark", "the shipped checkpoint from nothing, by its recipe")
+    add_folders(spark)
+    spark.add_argument("--out", type=Path, help="folder of the checkpoint")
+    listed = "; ".join(f"{name}: {what}" for name, (what, _) in SPARK_STAGES.items())
+    spark.add_argument(
+        "--only",
+        metavar="STAGE",
+        choices=SPARK_STAGES,
+        help=f"train this stage and nothing else ({listed})",
+    )
+    add_leg(spark)
+    return spark
 
 
 def add_cases(stages: "Commands") -> argparse.ArgumentParser:
@@ -100,18 +159,52 @@ def add_cases(stages: "Commands") -> argparse.ArgumentParser:
     return cases
 
 
-def add_stage(stages: "Commands", name: str, what: str) -> argparse.ArgumentParser:
-    stage = stages.add_parser(
+# ---- what several commands share
+
+
+def add_parser(stages: "Commands", name: str, what: str) -> argparse.ArgumentParser:
+    return stages.add_parser(
         name,
         help=what,
         description=what[0].upper() + what[1:] + ".",
         epilog=TRAINING,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    stage.add_argument("--data", required=True, type=Path, help="folder of the playroom's data")
-    stage.add_argument(
+
+
+def add_folders(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", required=True, type=Path, help="folder of the playroom's data")
+    parser.add_argument(
         "--run", dest="run_folder", required=True, type=Path, help="folder of the run"
     )
-    if name != "data":
-        stage.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    return stage
+
+
+def add_leg(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    parser.add_argument(
+        "--minutes", type=float, default=math.inf, help="end this leg after so many minutes"
+    )
+
+
+def sources(words: list[str]) -> list[tuple[str, float] | str]:
+    """FILE or FILE:WEIGHT each -> what train_on() takes. A file that is there keeps its colon."""
+    found: list[tuple[str, float] | str] = []
+    for word in words:
+        path, colon, weight = word.rpartition(":")
+        if not colon or Path(word).exists():
+            found.append(word)
+            continue
+        try:
+            found.append((path, float(weight)))
+        except ValueError:
+            raise ValueError(f"--data {word}: {weight!r} is no weight; give FILE:NUMBER") from None
+    return found
+
+
+def changes(options: argparse.Namespace) -> dict[str, str]:
+    """What --steps and --set change, as it was written."""
+    pairs = [word.partition("=") for word in options.set]
+    if wrong := [name for name, sign, _ in pairs if not sign]:
+        raise ValueError(f"--set {wrong[0]} changes nothing; give NAME=VALUE")
+    steps = {} if options.steps is None else {"steps": str(options.steps)}
+    return {name: value for name, _, value in pairs} | steps

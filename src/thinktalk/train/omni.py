@@ -5,6 +5,7 @@ Shapes: B rows, T tokens, C width of the Thinker.
 """
 
 from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -14,11 +15,37 @@ from torch import Tensor, nn
 from thinktalk.model.thinker import Thinker
 from thinktalk.train.conversations import learned_rows
 from thinktalk.train.examples import IGNORED
+from thinktalk.train.feed import Batches
+from thinktalk.train.job import Job
 from thinktalk.train.packing import causal_mask
+from thinktalk.train.stages import RowStage
 from thinktalk.train.trainer import Task, to_device
 
 SILENT_FRAMES = 4  # the shortest sound that gives a token
 BLACK_GRID = (1, 2, 2)  # the smallest picture that gives one
+
+
+def prepare(job: Job, stage: RowStage) -> tuple[Task, Batches]:
+    """What stages of the Thinker need."""
+    thinker = job.model.omni.thinker
+    choose_learners(job.model.omni, stage)
+    held_out = job.held_out(stage, speech="ignored")
+    return OmniTask(thinker, held_out=held_out), job.loader(stage, speech="ignored")
+
+
+def choose_learners(omni: nn.Module, stage: RowStage) -> None:
+    """Lets learn what the stage says, by official names, and nothing else.
+
+    Raises ValueError for a pattern that fits nothing.
+    """
+    names = [name for name, _ in omni.named_parameters()]
+    for pattern in (*stage.learns, *stage.frozen):
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ValueError(f"no weight is called {pattern!r}; names are like {names[0]!r}")
+    for name, weight in omni.named_parameters():
+        chosen = any(fnmatchcase(name, pattern) for pattern in stage.learns)
+        held = any(fnmatchcase(name, pattern) for pattern in stage.frozen)
+        weight.requires_grad_(chosen and not held)
 
 
 class OmniTask(Task):

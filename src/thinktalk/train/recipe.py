@@ -27,15 +27,17 @@ from thinktalk.model.talker import Talker
 from thinktalk.model.thinker import Thinker
 from thinktalk.parallel import join, leave
 from thinktalk.playroom import dataset
-from thinktalk.train import stages
+from thinktalk.train import spark
 from thinktalk.train.align import AlignTask, Recordings
 from thinktalk.train.assemble import adopt, assemble, write_companions
+from thinktalk.train.command import SPARK_STAGES
 from thinktalk.train.conversations import Dialogues
 from thinktalk.train.speech import DiTTask, TokenizerTask, VocoderTask
 from thinktalk.train.streams import Stream, codec_ids, open_streams
 from thinktalk.train.talker import TalkerTask
 from thinktalk.train.thinker import ThinkerTask
 from thinktalk.train.trainer import Stage, Task, is_done, train
+from thinktalk.weights import usable_device
 
 REPLIES, QUESTIONS, TEST_QUESTIONS = "replies_train", "questions_train", "questions_test_seen"
 NUM_REPLIES, NUM_QUESTIONS, NUM_TEST_QUESTIONS = 12_000, 14_000, 800
@@ -51,7 +53,7 @@ KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_":
 
 def train_spark(*, data: Path, run: Path, out: Path, device: str = "cpu") -> None:
     """Everything from nothing to a finished checkpoint in `out`; may be interrupted anywhere."""
-    ranks = join(device)
+    ranks = join(usable_device(device))
     ranks.in_turn(lambda: _prepare(data, run))
     if ranks.world == 1 and device == "cpu":
         os.environ |= KEEP_MEMORY
@@ -94,10 +96,19 @@ def make_data(data: Path) -> None:
 def run_stage(
     name: str, *, data: Path, run: Path, device: str = "cpu", minutes: float = math.inf
 ) -> bool:
-    """Trains one stage of spark for at most `minutes`; True when the stage is done."""
+    """Trains one stage of spark for at most `minutes`; True when the stage is done.
+
+    Raises ValueError where a stage that it builds on is not.
+    """
     if name not in STAGES:
         raise ValueError(f"unknown stage {name!r}: choose one of {', '.join(STAGES)}")
-    done = _run_stage(name, data=data, run=run, device=device, minutes=minutes)
+    for earlier in SPARK_STAGES[name][1]:
+        if not is_done(run / earlier):
+            raise ValueError(
+                f"stage {name} builds on {earlier}, which is not finished in {run}; train that "
+                "first"
+            )
+    done = _run_stage(name, data=data, run=run, device=str(usable_device(device)), minutes=minutes)
     leave()
     return done
 
@@ -127,18 +138,18 @@ def _tokenizer_task(data: Path, run: Path) -> TokenizerTask:
 
 
 def _vocoder_task(data: Path, run: Path) -> VocoderTask:
-    config = stages.spark_config().token2wav_config.bigvgan_config
+    config = spark.spark_config().token2wav_config.bigvgan_config
     return VocoderTask(BigVGAN(config), open_streams(data / REPLIES))
 
 
 def _dit_task(data: Path, run: Path) -> DiTTask:
     streams = open_streams(data / REPLIES)
-    config = stages.spark_config().token2wav_config.dit_config
+    config = spark.spark_config().token2wav_config.dit_config
     return DiTTask(DiT(config), streams, _ids(streams, run))
 
 
 def _typed_task(data: Path, run: Path) -> ThinkerTask:
-    return _thinker_task_on(Thinker(stages.spark_config().thinker_config), 0.0, data, run)
+    return _thinker_task_on(Thinker(spark.spark_config().thinker_config), 0.0, data, run)
 
 
 def _align_task(data: Path, run: Path) -> AlignTask:
@@ -158,13 +169,13 @@ def _thinker_task_on(thinker: Thinker, spoken_share: float, data: Path, run: Pat
 
 def _thinker(stage: Path) -> Thinker:
     """The Thinker that a stage trained."""
-    thinker = Thinker(stages.spark_config().thinker_config)
+    thinker = Thinker(spark.spark_config().thinker_config)
     adopt(thinker, stage, prefix="thinker.")
     return thinker
 
 
 def _talker_task(data: Path, run: Path) -> TalkerTask:
-    config = stages.spark_config()
+    config = spark.spark_config()
     streams = open_streams(data / REPLIES)
     return TalkerTask(
         Talker(config.talker_config),
@@ -172,7 +183,7 @@ def _talker_task(data: Path, run: Path) -> TalkerTask:
         _dialogues(data / QUESTIONS, run),
         streams,
         _ids(streams, run),
-        voice_tokens=stages.VOICE_TOKENS,
+        voice_tokens=spark.VOICE_TOKENS,
         codes=SpeechTokenizerConfig(),
     )
 
@@ -181,7 +192,7 @@ def _dialogues(corpus: Path, run: Path) -> Dialogues:
     folder = run / "text"
     return Dialogues(
         Tokenizer.from_folder(folder),
-        stages.spark_config().thinker_config,
+        spark.spark_config().thinker_config,
         Processor.from_folder(folder),
         dataset.open_corpus(corpus),
     )
@@ -194,11 +205,11 @@ def _ids(streams: list[Stream], run: Path) -> list[NDArray[np.int64]]:
 
 
 STAGES: dict[str, tuple[Callable[[], Stage], Callable[[Path, Path], Task]]] = {
-    "tokenizer": (stages.tokenizer, _tokenizer_task),
-    "typed": (stages.typed, _typed_task),
-    "align": (stages.align, _align_task),
-    "thinker": (stages.thinker, _thinker_task),
-    "dit": (stages.dit, _dit_task),
-    "talker": (stages.talker, _talker_task),
-    "vocoder": (stages.vocoder, _vocoder_task),
+    "tokenizer": (spark.tokenizer, _tokenizer_task),
+    "typed": (spark.typed, _typed_task),
+    "align": (spark.align, _align_task),
+    "thinker": (spark.thinker, _thinker_task),
+    "dit": (spark.dit, _dit_task),
+    "talker": (spark.talker, _talker_task),
+    "vocoder": (spark.vocoder, _vocoder_task),
 }
