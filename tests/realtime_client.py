@@ -124,3 +124,11 @@ def is_subsequence(kinds: Sequence[str], of: Sequence[str]) -> bool:
     """Whether `kinds` occur in this order."""
     rest = iter(of)
     return all(kind in rest for kind in kinds)
+
+
+def message(words: str) -> Event:
+    return {"type": "message", "role": "user", "content": [text(words)]}
+
+
+def text(words: str) -> dict[str, str]:
+    return {"type": "input_text", "text": words}

@@ -7,13 +7,13 @@ as speech; a reply is a list of steps that a test hands in.
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scripted_steps import HELLO, Break, Call, Say, Sing, Step, Wait
+from scripted_steps import HELLO, Break, Call, Item, Reply, Say, Sing, Step, Wait
 
 from thinktalk.live import api
 from thinktalk.options import ServerVad, Settings
@@ -77,31 +77,13 @@ class ScriptedEngine:
             session.close()
 
 
-@dataclass
-class Reply:
-    response: str
-    item: str
-    steps: deque[Step]
-    text: str = ""
-    num_samples: int = 0
-
-
-@dataclass
-class Item:
-    id: str
-    role: str
-    content: Any = None
-    audio_ms: int = 0
-    text: str = ""
-
-
 class ScriptedSession:
     """See api.Session. Commands and steps of a reply are done by one thread, in turn."""
 
     numbers = count(1)
 
     def __init__(self, engine: ScriptedEngine, settings: Settings):
-        self.engine, self._settings = engine, settings
+        self.engine, self._settings, self.speaks = engine, settings, settings.speak
         self._id = f"engine{next(self.numbers)}"
         self.generation = 0
         self.items: list[Item] = []
@@ -166,11 +148,12 @@ class ScriptedSession:
         self,
         *,
         text: str | None = None,
+        speak: bool = True,
         max_text_tokens: int | None = None,
         max_codec_ids: int | None = None,
     ) -> str:
         name = f"{self._id}_resp{next(self.numbers)}"
-        self._post(lambda: self._respond(name, text))
+        self._post(lambda: self._respond(name, text, speak))
         return name
 
     def say(self, text: str) -> str:
@@ -189,7 +172,8 @@ class ScriptedSession:
         self._post(lambda: self._delete(item))
 
     def update(self, **changes: Any) -> None:
-        assert changes.keys() <= {f.name for f in fields(Settings)} - {"speak"}
+        assert changes.keys() <= {f.name for f in fields(Settings)}
+        assert self.speaks or not changes.get("speak"), "it was opened silent"
         self._post(lambda: self._update(changes))
 
     def fork(self) -> "ScriptedSession":
@@ -247,7 +231,7 @@ class ScriptedSession:
             case Say():
                 reply.text += step.text
                 self._tell(api.TextDelta, **self._of(reply), text=step.text)
-            case Sing() if self._settings.speak:
+            case Sing() if reply.speak:
                 num = step.ms * VOICE_HZ // 1000
                 wave = np.sin(np.arange(num) * 0.1).astype(np.float32) / 4
                 reply.num_samples += num
@@ -281,17 +265,18 @@ class ScriptedSession:
         if self.wanted and status == "completed":
             self._begin(*self.wanted.popleft())
 
-    def _begin(self, name: str, text: str | None) -> None:
+    def _begin(self, name: str, text: str | None, speak: bool = True) -> None:
         said = None if text is None else (Say(text), Sing(self.engine.say_ms))
         steps = deque(said or self.engine.script(self))
-        self.reply = Reply(name, f"{self._id}_item{next(self.numbers)}", steps)
+        item = f"{self._id}_item{next(self.numbers)}"
+        self.reply = Reply(name, item, steps, speak and self._settings.speak)
         self._tell(api.ResponseStarted, **self._of(self.reply))
 
-    def _respond(self, name: str, text: str | None) -> None:
+    def _respond(self, name: str, text: str | None, speak: bool) -> None:
         if self.reply is not None:
             code = "conversation_already_has_active_response"
             return self._fail(code, "Conversation already has an active response in progress")
-        self._begin(name, text)
+        self._begin(name, text, speak)
 
     def _hear(self, sound: np.ndarray, rate: int) -> None:
         """Speech begins and ends with the loudness of what is pushed, piece by piece of 20 ms."""

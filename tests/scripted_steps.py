@@ -1,7 +1,8 @@
-"""What the scripted engine's replies are made of."""
+"""What the scripted engine's conversations and replies are made of."""
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +42,25 @@ class Break:
 
 Step = Say | Sing | Call | Wait | Break
 HELLO: tuple[Step, ...] = (Say("hello "), Sing(200), Say("there."), Sing(200))
+
+
+@dataclass
+class Reply:
+    response: str
+    item: str
+    steps: deque[Step]
+    speak: bool
+    text: str = ""
+    num_samples: int = 0
+
+
+@dataclass
+class Item:
+    id: str
+    role: str
+    content: Any = None
+    audio_ms: int = 0
+    text: str = ""
 
 
 def until(condition: Callable[[], bool]) -> None:

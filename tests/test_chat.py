@@ -13,6 +13,7 @@ from thinktalk.media.chat import (
     Control,
     Medium,
     Piece,
+    SpokenIds,
     ToolCall,
     as_messages,
     parse_tool_calls,
@@ -261,3 +262,46 @@ def test_plain_lists(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=says):
             as_messages(bad)
+
+
+# ---- what of a reply is spoken
+
+CALL = '<tool_call>\n{"name": "f"}\n</tool_call>'
+
+
+@pytest.mark.parametrize(
+    ("pieces", "count"),
+    [
+        (["one", " two"], 2),
+        (["", "é", "", "!"], 4),
+        ([CALL], 0),
+        (["\n", CALL, "one"], 0),
+        (["<tool", "_call", ">\n", '{"'], 0),
+        (["one. ", CALL, "two"], 1),
+        (["one. <tool", "_call>", " {"], 0),
+        (["one.", " ", "<tool_call>{"], 2),
+        (["<", "b", ">"], 3),
+        (["1 ", "<", " 2"], 3),
+        (["<tool_call>", " is", " a tag"], 3),
+        (["<tool_call>", "<tool_call>", "{"], 1),
+        (["\n"], 1),
+        (["<tool_call>", "\n"], 2),
+        ([], 0),
+    ],
+)
+def test_ids_that_are_spoken(pieces: list[str], count: int) -> None:
+    """As soon as they are certain, and never taken back."""
+    spoken, seen = SpokenIds(), [0]
+    for piece in pieces:
+        spoken.push(piece)
+        seen.append(spoken.count)
+    spoken.finish()
+    assert seen == sorted(seen) and seen[-1] <= spoken.count == count
+    assert spoken.ended == ("{" in "".join(pieces))
+
+
+def test_ordinary_words_are_certain_at_once() -> None:
+    spoken = SpokenIds()
+    for number, piece in enumerate(["Yes", ",", " 1", " <=", " 2", "\n"], 1):
+        spoken.push(piece)
+        assert spoken.count == number

@@ -266,9 +266,10 @@ def test_tools(model: LoadedModel, monkeypatch, prompts: list[Prompt]) -> None:
     ids = MODULE.load_tokenizer(model.folder).encode(call)
     monkeypatch.setattr(MODULE, "choose", saying(ids, [258]))
     tool = {"type": "function", "function": {"name": "move", "parameters": {"type": "object"}}}
-    reply = thinktalk.generate(model, [QUESTION], speak=False, tools=[tool])
+    reply = thinktalk.generate(model, [QUESTION], tools=[tool])
     [found] = reply.tool_calls
     assert (found.name, found.arguments) == ("move", {"steps": 2}) and reply.text == call
+    assert not reply.codec_ids and not len(reply.audio), "a call is not spoken"
     assert '"name": "move"' in text_of(model, prompts[0])
 
 

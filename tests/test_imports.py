@@ -85,7 +85,8 @@ TABLE = {
         " serve.sessions serve.metrics serve.filters serve.reply serve.chat serve.speech"
         " serve.transcriptions serve.realtime serve.realtime_config serve.realtime_items"
         " serve.realtime_state serve.realtime_events serve.realtime_reply"
-        " serve.realtime_commands serve.outbox serve.g711 serve.webrtc serve.cluster",
+        " serve.realtime_commands serve.realtime_desk serve.realtime_responses serve.outbox"
+        " serve.g711 serve.webrtc serve.cluster",
         "live.api options media config",
         "torch",
     ),

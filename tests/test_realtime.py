@@ -3,24 +3,27 @@ model. Every event that arrives is checked against OpenAI's types (realtime_clie
 
 import base64
 import io
-import json
 import threading
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 from PIL import Image
-from realtime_client import GOLDEN, Client, check, is_subsequence, pcm, realtime, tone
+from realtime_client import (
+    GOLDEN,
+    Client,
+    check,
+    is_subsequence,
+    message,
+    pcm,
+    realtime,
+    text,
+    tone,
+)
 from scripted_engine import ScriptedEngine
-from scripted_steps import Call, Say, Sing, Wait, until
+from scripted_steps import Say, Sing, Wait, until
 from serving import serving
 
-WEATHER = {
-    "type": "function",
-    "name": "get_weather",
-    "description": "the weather",
-    "parameters": {"type": "object", "properties": {"place": {"type": "string"}}},
-}
 REPLY = [
     "response.created",
     "response.output_item.added",
@@ -211,62 +214,6 @@ def test_text_in_text_out(engine: ScriptedEngine, client: Client) -> None:
     until(lambda: len(engine.sessions) == 1)  # the spoken one was exchanged, not kept
 
 
-def test_function_calls(engine: ScriptedEngine, client: Client) -> None:
-    call = '<tool_call>\n{"name": "get_weather", "arguments": {"place": "Bern"}}\n</tool_call>'
-    engine.script = lambda _: (
-        Say("Let me see. "),
-        Sing(40),
-        Say(call[:9]),
-        Say(call[9:]),
-        Call("get_weather", {"place": "Bern"}),
-    )
-    session = client.setup(tools=[WEATHER], tool_choice="auto")
-    assert session["tools"] == [WEATHER]
-    client.send("conversation.item.create", item=message("how is the weather?"))
-    client.send("response.create")
-    output = client.until("response.done")["response"]["output"]
-    assert [item["type"] for item in output] == ["message", "function_call"]
-    assert output[0]["content"][0]["transcript"] == "Let me see. "
-    assert output[1]["name"] == "get_weather"
-    assert json.loads(output[1]["arguments"]) == {"place": "Bern"}
-    kinds = client.kinds()
-    assert is_subsequence(
-        [
-            "response.output_item.done",
-            "response.output_item.added",
-            "conversation.item.added",
-            "response.function_call_arguments.delta",
-            "response.function_call_arguments.done",
-            "response.output_item.done",
-            "response.done",
-        ],
-        kinds,
-    )
-    result = {"type": "function_call_output", "call_id": output[1]["call_id"], "output": "rain"}
-    engine.script = lambda session: (Say(f"it is {session.items[-1].content['content']}"),)
-    client.send("conversation.item.create", item=result, previous_item_id=output[1]["id"])
-    added = client.until("conversation.item.added")
-    assert added["previous_item_id"] == output[1]["id"]
-    client.send("response.create")
-    done = client.until("response.done")["response"]
-    assert done["output"][0]["content"][0]["transcript"] == "it is rain"
-    session = engine.opened[-1]
-    assert [item.role for item in session.items] == ["user", "assistant", "tool", "assistant"]
-
-
-def test_a_call_alone_has_no_message(engine: ScriptedEngine, client: Client) -> None:
-    engine.script = lambda _: (
-        Say("<tool_call>{}</tool_call>"),
-        Sing(100),
-        Call("get_weather", {}),
-    )
-    client.setup(tools=[WEATHER])
-    client.send("response.create")
-    output = client.until("response.done")["response"]["output"]
-    assert [item["type"] for item in output] == ["function_call"]
-    assert not len(client.sound())
-
-
 def test_pictures_as_items_and_frames(engine: ScriptedEngine, client: Client) -> None:
     picture = data_uri(Image.new("RGB", (40, 30), "red"))
     content = [text("what is this?"), {"type": "input_image", "image_url": picture}]
@@ -342,38 +289,6 @@ def test_cancel(engine: ScriptedEngine, client: Client) -> None:
     assert client.until("response.done")["response"]["status"] == "completed"
 
 
-def test_a_response_overrides_and_the_session_comes_back(
-    engine: ScriptedEngine, client: Client
-) -> None:
-    engine.script = lambda session: (Say(str(session.settings.system)),)
-    client.setup(instructions="usual")
-    asked = {"instructions": "special", "max_output_tokens": 7, "output_modalities": ["text"]}
-    client.send("response.create", response=asked)
-    done = client.until("response.done")["response"]
-    assert done["output"][0]["content"] == [{"type": "output_text", "text": "special"}]
-    assert done["max_output_tokens"] == 7
-    client.send("response.create")
-    done = client.until("response.done")["response"]
-    assert done["output"][0]["content"][0]["transcript"] == "usual"
-
-
-def test_a_response_out_of_band(engine: ScriptedEngine, client: Client) -> None:
-    engine.script = lambda session: (Say(f"{len(session.items)} {session.settings.system}"),)
-    client.send("conversation.item.create", item=message("one") | {"id": "one"})
-    client.until("conversation.item.done")
-    client.send("response.create", response={"conversation": "none"})
-    done = client.until("response.done")["response"]
-    assert done["conversation_id"] is None
-    assert done["output"][0]["content"][0]["transcript"] == "1 None"
-    inputs = [{"type": "item_reference", "id": "one"}, message("two")]
-    asked = {"conversation": "none", "input": inputs, "instructions": "other"}
-    client.send("response.create", response=asked)
-    done = client.until("response.done")["response"]
-    assert done["output"][0]["content"][0]["transcript"] == "2 other"
-    assert len(client.of("conversation.item.added")) == 1
-    until(lambda: len(engine.sessions) == 1)
-
-
 def test_a_transcription_session(url: str) -> None:
     with realtime(url, intent="transcription") as client:
         session = client.seen[0]["session"]
@@ -384,14 +299,6 @@ def test_a_transcription_session(url: str) -> None:
         client.send("response.create")
         client.until("error")
         assert "response.created" not in client.kinds()
-
-
-def message(words: str) -> dict[str, object]:
-    return {"type": "message", "role": "user", "content": [text(words)]}
-
-
-def text(words: str) -> dict[str, str]:
-    return {"type": "input_text", "text": words}
 
 
 def data_uri(image: Image.Image) -> str:

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from thinktalk.media.chat import SPEECH_SYSTEM_PROMPT, ToolCall, parse_tool_calls
+from thinktalk.media.chat import SPEECH_SYSTEM_PROMPT, SpokenIds, ToolCall, parse_tool_calls
 from thinktalk.media.encode import write_wav
 from thinktalk.media.mel import VOICE_HZ
 from thinktalk.media.prompt import Processor, Prompt, build_prompt
@@ -39,7 +39,7 @@ class Answer:
 
     text: without special tokens. audio: float32 [samples], empty where nothing is spoken.
     text_ids and codec_ids: what Thinker and Talker chose, their stop ids left out.
-    tool_calls: the calls that the text contains.
+    tool_calls: the calls that the text contains; from the first of them on nothing is spoken.
     """
 
     text: str
@@ -104,14 +104,18 @@ def generate(
     with torch.inference_mode():
         thought = Thought(omni, prompt, max_text_tokens=max_text_tokens, rearrange=positions)
         text_ids: list[int] = []
-        decoder = tokenizer.incremental_decoder()
+        decoder, spoken = tokenizer.incremental_decoder(), SpokenIds()
         for token in think(thought, sampling=text, seed=seed):
             text_ids.append(token)
-            _tell(on_text, decoder.push(token))
+            piece = decoder.push(token)
+            spoken.push(piece)
+            _tell(on_text, piece)
         _tell(on_text, decoder.finish())
         codec_ids: list[int] = []
         audio = np.zeros(0, np.float32)
         if chosen is not None:
+            spoken.finish()
+            del thought.reply_rows[spoken.count :]
             codec_ids += talk(
                 thought, voice=chosen, sampling=speech, seed=seed, max_codec_ids=max_codec_ids
             )
@@ -212,7 +216,7 @@ def think(thought: Thought, *, sampling: Sampling, seed: int) -> Iterator[int]:
 def talk(
     thought: Thought, *, voice: Voice, sampling: Sampling, seed: int, max_codec_ids: int
 ) -> Iterator[int]:
-    """Yields codec ids until a stop id or the limit; nothing for an empty reply.
+    """Yields codec ids until a stop id or the limit; nothing where there are no rows to speak.
 
     Position k of the speech sees the k-th reply row, then the embeddings of the text's end and of
     padding for as long as it goes on.

@@ -84,8 +84,9 @@ class SemanticVad:
 class Settings:
     """How a session behaves; `Session.update` changes single fields.
 
-    voice: a name that the checkpoint knows. speak: whether replies are spoken; fixed while the
-    session lives. system: None is the official prompt that goes with `speak`. tools: functions as
+    voice: a name that the checkpoint knows. speak: whether replies are spoken; a session
+    that was opened silent stays so. system: None is the official prompt that goes with `speak` when
+    the session is opened. tools: functions as
     OpenAI clients describe them. turn_detection: None is push-to-talk, where `commit` ends a turn.
     text, speech: how text and codec ids are drawn. max_text_tokens, max_codec_ids: the longest
     reply. seed: reply number n of the session draws with seed + n. camera_fps: frames a second

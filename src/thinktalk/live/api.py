@@ -249,10 +249,13 @@ class Session(Protocol):
         self,
         *,
         text: str | None = None,
+        speak: bool = True,
         max_text_tokens: int | None = None,
         max_codec_ids: int | None = None,
     ) -> str:
         """Begins a reply; returns the response's id. text: say exactly this instead of thinking.
+        speak: False for a reply that is only written, in a session that speaks. Function calls are
+        never spoken, and a reply that is nothing else costs no speech.
 
         While another reply is in progress: Failed("conversation_already_has_active_response").
         """
@@ -280,7 +283,9 @@ class Session(Protocol):
         ...
 
     def update(self, **changes: Any) -> None:
-        """Changes fields of the settings; a changed system prompt or tools recompute the cache."""
+        """Changes fields of the settings; a changed system prompt or tools recompute the cache. A
+        session that was opened with speak=False stays silent; another may fall silent for a while
+        and speak again."""
         ...
 
     def fork(self) -> "Session":

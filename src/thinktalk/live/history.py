@@ -90,8 +90,9 @@ class Piece:
 
 @dataclass(eq=False)
 class Item:
-    """One message of the conversation. is_open: it still grows. text_ids, text: what of a reply was
-    made, whether or not it was heard; audio_ms: how much of its sound was sent, of speech_ms if
+    """One message of the conversation. is_open: it still grows. text: what of a reply was
+    made, whether or not it was heard; text_ids, call_ids: its words, and the function calls behind
+    them, which nobody hears; audio_ms: how much of its sound was sent, of speech_ms if
     that is known."""
 
     id: str
@@ -100,6 +101,7 @@ class Item:
     is_open: bool = False
     text: str = ""
     text_ids: tuple[int, ...] = ()
+    call_ids: tuple[int, ...] = ()
     audio_ms: int = 0
     was_spoken: bool = False
     speech_ms: int | None = None
@@ -233,7 +235,7 @@ def flat(items: Sequence[Item]) -> Iterator[Piece]:
 def heard_tokens(
     item: Item, audio_ms: int, *, texts: Sequence[bytes], chars_per_second: float
 ) -> int:
-    """How many of a reply's text ids had been heard after so much of its sound: whole words.
+    """How many of a reply's words' ids had been heard after so much of its sound: whole words.
 
     Sound and text of a reply are not aligned; once all of the speech is known, text is taken to
     pass evenly over it, before that at `chars_per_second`. texts: the bytes of every text id.

@@ -231,9 +231,9 @@ class Passes:
     def _reply_row(self, reply: Reply) -> Tensor:
         """What the next position of the speech sees of the text: a row, its end, or padding."""
         step = len(reply.codec_ids)
-        if step < len(reply.rows):
+        if step < reply.num_spoken:
             return reply.rows[step][0]
-        return self.text_end if step == len(reply.rows) else self.text_pad
+        return self.text_end if step == reply.num_spoken else self.text_pad
 
     def _talk(self, tracks: Tensor, places: list[list[int]], work: Sequence[Speaker]) -> Tensor:
         rows = [m.talker_row for m, _ in work]

@@ -48,10 +48,12 @@ class Kit:
 
 @dataclass(frozen=True)
 class Request:
-    """A reply that is wanted. said: speak these words instead of thinking."""
+    """A reply that is wanted. said: speak these words instead of thinking. speak: False for one
+    that is only written."""
 
     response: str
     said: str | None = None
+    speak: bool = True
     max_text_tokens: int | None = None
     max_codec_ids: int | None = None
 
@@ -109,7 +111,7 @@ class Replies:
             item=item,
             settings=settings,
             seed=settings.seed + self.count,
-            voice=kit.voices[settings.voice] if settings.speak else None,
+            voice=kit.voices[settings.voice] if settings.speak and request.speak else None,
             decoder=kit.tokenizer.incremental_decoder(),
             max_text_tokens=longest if said is None else len(said) + 1,
             max_codec_ids=request.max_codec_ids or settings.max_codec_ids,
@@ -143,8 +145,11 @@ class Replies:
         if len(reply.confidence) < JUDGED_IDS:
             reply.confidence.append(log_probability)
         if reply.choose_text(token, stop=self.kit.config.thinker_config.eos_token_id):
-            self._text(reply.decoder.push(token))
+            text = reply.decoder.push(token)
+            reply.spoken.push(text)
+            self._text(text)
         if reply.sampled_all:
+            reply.spoken.finish()
             self._text(reply.decoder.finish())
 
     def completeness(self) -> float | None:
@@ -170,7 +175,12 @@ class Replies:
         memory.keep_reply(reply)
         # what is known, but not in the caches
         item.pieces.append(self._closing(reply.text_ids[len(reply.rows) :]))
-        item.text, item.text_ids = reply.text, tuple(reply.text_ids)
+        item.text, num_words = reply.text, len(reply.text_ids)
+        if reply.spoken.ended:
+            num_words = reply.spoken.count
+            # a call that was interrupted is none
+            item.call_ids = () if status == "cancelled" else tuple(reply.text_ids[num_words:])
+        item.text_ids = tuple(reply.text_ids[:num_words])
         item.audio_ms, item.was_spoken = reply.num_samples // SAMPLES_PER_MS, reply.speak
         if reply.codec_done and not reply.limited:
             item.speech_ms = len(reply.codec_ids) * MS_PER_CODEC_ID
@@ -254,12 +264,12 @@ class Replies:
         self.current = self.last = self.hold = None
 
     def truncate(self, item: Item, audio_ms: int) -> None:
-        """Lets the conversation end a reply where so much of its sound had been heard; the memory
-        must follow."""
+        """Lets the conversation end a reply's words where so much of its sound had been heard; the
+        memory must follow."""
         tokenizer = self.kit.tokenizer
         texts = [tokenizer.token_bytes(token) for token in item.text_ids]
         count = heard_tokens(item, audio_ms, texts=texts, chars_per_second=CHARS_PER_SECOND)
-        piece = self._closing(item.text_ids[:count])
+        piece = self._closing([*item.text_ids[:count], *item.call_ids])
         if [i for p in item.pieces[1:] for i in p.ids] != piece.ids:
             item.pieces[1:] = [piece]
         decoder = tokenizer.incremental_decoder()

@@ -181,10 +181,12 @@ class LiveSession:
         self,
         *,
         text: str | None = None,
+        speak: bool = True,
         max_text_tokens: int | None = None,
         max_codec_ids: int | None = None,
     ) -> str:
-        request = Request(self._engine.kit.new_id("resp"), text, max_text_tokens, max_codec_ids)
+        name = self._engine.kit.new_id("resp")
+        request = Request(name, text, speak, max_text_tokens, max_codec_ids)
         self.post(lambda c: c.respond(request))
         return request.response
 

@@ -99,7 +99,7 @@ class Sessions:
     def open(self, settings: Settings | None = None, **changes: Any) -> LiveSession:
         """See api.Engine."""
         settings = self._checked(settings or Settings(), changes)
-        session, conversation = self._new(settings)
+        session, conversation = self._new(settings, speaks=settings.speak)
         conversation.memory.items.append(Item("system", "system", [self.system_piece(settings)]))
         self._register(session, conversation, lambda c: self.prefixes.adopt(c.memory))
         return session
@@ -107,13 +107,16 @@ class Sessions:
     def resume(self, path: str | Path) -> LiveSession:
         """See api.Engine."""
         saved = store.read(Path(path), model=self.model)
-        session, conversation = self._new(self._checked(saved.settings, {}))
-        self._register(session, conversation, lambda c: store.restore(c, saved))
+        settings, speaks = self._checked(saved.settings, {}), "talker.keys" in saved.tensors
+        session, conversation = self._new(settings, speaks=speaks)
+        self._register(session, conversation, lambda c: self._restore(c, saved))
         return session
 
     def fork(self, session: LiveSession) -> LiveSession:
         """See Session.fork. The twin's commands wait until the fork has been made."""
-        twin, conversation = self._new(session.settings)
+        parent = self.conversations.get(session.id)
+        speaks = parent is not None and parent.memory.talker is not None
+        twin, conversation = self._new(session.settings, speaks=speaks)
         done: Future[None] = Future()
 
         def make(parent: Conversation) -> None:
@@ -200,7 +203,7 @@ class Sessions:
             return conversation.fail("item_not_found", message, param="item_id")
         system, request = self.transcription
         settings = Settings(speak=False, system=system, max_text_tokens=MAX_TRANSCRIPT_TOKENS)
-        _, child = self._new(settings, owner=conversation.session)
+        _, child = self._new(settings, speaks=False, owner=conversation.session)
 
         def forward(event: api.Event) -> None:
             tell = conversation.replies.tell
@@ -225,10 +228,11 @@ class Sessions:
         before = conversation.settings
         try:
             settings = self._checked(before, changes)
-            if settings.speak != before.speak:
-                raise ValueError("speak is fixed while a session lives; open another session")
+            speaks = conversation.memory.talker is not None
+            if settings.speak and not speaks:
+                raise ValueError("a session that was opened silent stays so; open another one")
             same = (settings.system, settings.tools) == (before.system, before.tools)
-            system = None if same else self.system_piece(settings)
+            system = None if same else self.system_piece(replace(settings, speak=speaks))
         except (ValueError, TypeError) as error:
             return conversation.fail("invalid_value", str(error), param=next(iter(changes), None))
         session.current_settings = settings
@@ -287,14 +291,15 @@ class Sessions:
         return settings
 
     def _new(
-        self, settings: Settings, *, owner: str | None = None
+        self, settings: Settings, *, speaks: bool, owner: str | None = None
     ) -> tuple[LiveSession, Conversation]:
         outbox, name = Outbox(), self.kit.new_id("sess")
         thinker, talker = self.memory_pools
+        """speaks: whether it ever may."""
         memory = Memory(
             self.kit.config.thinker_config,
             thinker=thinker,
-            talker=talker if settings.speak else None,
+            talker=talker if speaks else None,
         )
         conversation = Conversation(
             name,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from thinktalk.live.api import Usage
 from thinktalk.live.history import Item
+from thinktalk.media.chat import SpokenIds
 from thinktalk.media.tokenizer import IncrementalDecoder
 from thinktalk.options import Settings
 from thinktalk.weights import Voice
@@ -48,6 +49,7 @@ class Reply:
     sampled_all: bool = False
     rows: list[Tensor] = field(default_factory=list)
     text: str = ""
+    spoken: SpokenIds = field(default_factory=SpokenIds)
     codec_ids: list[int] = field(default_factory=list)
     codec_began: bool = False
     codec_done: bool = False
@@ -72,18 +74,22 @@ class Reply:
         return self.began and not self.text_done
 
     @property
+    def num_spoken(self) -> int:
+        """Rows that exist and are for the Talker: not those of a function call."""
+        return min(len(self.rows), self.spoken.count)
+
+    @property
     def wants_speech(self) -> bool:
         """The Talker's next step has all that it needs."""
-        if not self.speak or self.codec_done or not self.rows:
+        if not self.speak or self.codec_done or not self.num_spoken:
             return False
         if not self.codec_began:
             return True
-        return len(self.rows) > len(self.codec_ids) or self.text_done
+        return self.num_spoken > len(self.codec_ids) or self.text_done or self.spoken.ended
 
     @property
     def over(self) -> bool:
-        silent = not self.speak or self.voice_done or not (self.rows or self.to_feed)
-        return self.text_done and silent
+        return self.text_done and (not self.speak or self.voice_done or not self.num_spoken)
 
     def choose_text(self, token: int, *, stop: int) -> bool:
         """Takes the next text id; False if it is the stop id.

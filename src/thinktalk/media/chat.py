@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,7 +63,8 @@ OPTIONS = {
         **{"use_audio_in_video": "audio_in_video", "sound": "sound"},
     },
 }
-_CALL = re.compile(r"<tool_call>\s*(?=\{)")
+CALL_MARK = "<tool_call>"
+_CALL = re.compile(rf"{CALL_MARK}\s*(?=\{{)")
 
 Message = Mapping[str, Any]
 
@@ -152,6 +154,44 @@ def as_messages(inputs: str | Sequence[Any]) -> list[Message]:
     return [{"role": "user", "content": parts}]
 
 
+class SpokenIds:
+    """The text of a reply in, id by id; how many of the ids are for the ear out.
+
+    Those are the ids before the first tool call, which is for programs, and none if there are no
+    words before it. count: ids that are certain to be spoken. ended: a call has begun, so that no
+    more will be.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.ended = False
+        self._text = ""  # of the ids that are not certain
+        self._lengths: deque[int] = deque()  # characters of each of them
+
+    def push(self, text: str) -> None:
+        """The characters that the next id completes, often none."""
+        if self.ended:
+            return
+        self._text += text
+        self._lengths.append(len(text))
+        call = _CALL.search(self._text)
+        self.ended = call is not None
+        words = call.start() if call else _begin_of_call(self._text)
+        if not self.count and self._text[:words].isspace():
+            return  # before a call it is not worth a voice
+        while self._lengths and self._lengths[0] <= words:
+            length = self._lengths.popleft()
+            words -= length
+            self._text = self._text[length:]
+            self.count += 1
+
+    def finish(self) -> None:
+        """Nothing follows: what might have become a call has not."""
+        if not self.ended:
+            self.count += len(self._lengths)
+            self._lengths.clear()
+
+
 def parse_tool_calls(text: str) -> list[ToolCall]:
     """Return the well-formed tool calls of a reply, in order; what is malformed stays text."""
     calls, place = [], 0
@@ -165,6 +205,15 @@ def parse_tool_calls(text: str) -> list[ToolCall]:
         if isinstance(name, str) and isinstance(arguments, dict):
             calls.append(ToolCall(name, arguments))
     return calls
+
+
+def _begin_of_call(text: str) -> int:
+    """Where the end of a text begins that may turn out to be a tool call; its length if none."""
+    place = text.rfind(CALL_MARK[0])
+    rest = text[place:] if place >= 0 else ""
+    if rest and (CALL_MARK.startswith(rest) or rest.rstrip() == CALL_MARK):
+        return place
+    return len(text)
 
 
 def _turn(message: Message, number: int) -> tuple[str, list[Piece]]:

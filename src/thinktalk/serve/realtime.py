@@ -20,8 +20,9 @@ from thinktalk.options import ServerVad, Settings
 from thinktalk.serve.limits import MB, Allowance, Limits, SlowReaderError
 from thinktalk.serve.metrics import Metrics
 from thinktalk.serve.outbox import Outbox
-from thinktalk.serve.realtime_commands import Desk, carry_out, wire_session
+from thinktalk.serve.realtime_commands import carry_out
 from thinktalk.serve.realtime_config import Config
+from thinktalk.serve.realtime_desk import Desk, wire_session
 from thinktalk.serve.realtime_events import Translator
 from thinktalk.serve.realtime_state import State
 from thinktalk.serve.schema import ApiError, new_id, now, voice_name
@@ -67,15 +68,16 @@ class Call:
     async def begin(self, *, wait: bool = False) -> None:
         """Gets a session of the engine. Raises ApiError when there is none."""
         realtime = self.realtime
-        base = realtime.base
+        settings = self.state.config.settings(realtime.base)
         self.desk = Desk(
-            talk=await self._open(self.state.config.settings(base), wait=wait),
+            talk=await self._open(settings, wait=wait),
             state=self.state,
             sessions=realtime.sessions,
             sources=realtime.sources,
             allowance=Allowance(realtime.limits.audio_s),
-            base=base,
+            base=realtime.base,
             reopen=self._reopen,
+            silent=not settings.speak,
         )
 
     def end(self, code: int) -> None:

@@ -7,68 +7,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, fields
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from thinktalk.live.api import EngineFullError, Session
-from thinktalk.options import Settings
-from thinktalk.serve.limits import Allowance
-from thinktalk.serve.realtime_config import PCM_HZ, Config
-from thinktalk.serve.realtime_events import Translator
+from thinktalk.serve.realtime_desk import Desk, apply, wire_session
 from thinktalk.serve.realtime_items import pcm, read_item
-from thinktalk.serve.realtime_state import State
-from thinktalk.serve.schema import ApiError, new_id, refused
-from thinktalk.serve.sessions import Sessions, Talk
-from thinktalk.serve.sources import Sources, decode_base64
+from thinktalk.serve.realtime_responses import response_cancel, response_create
+from thinktalk.serve.schema import ApiError, new_id
+from thinktalk.serve.sources import decode_base64
 
 MAX_APPEND_CHARS = 15 << 20
 MIN_COMMIT_MS = 100
-MAX_METADATA = 16
 MAX_WAIT_S = 5.0  # at a time, of a client whose sound is too far ahead; then it is asked again
-RESPONSE_FIELDS = frozenset(
-    "audio conversation input instructions max_output_tokens metadata output_modalities "
-    "parallel_tool_calls prompt reasoning tool_choice tools".split()
-)
-
-
-@dataclass
-class Desk:
-    """What handlers work with: the engine's session, the state on the wire, the server's rules.
-
-    untouched: nothing was pushed or asked yet, so that the session may still be exchanged for one
-    of another kind. heard_ms: sound since the last commit; now_ms: all sound so far.
-    """
-
-    talk: Talk
-    state: State
-    sessions: Sessions
-    sources: Sources
-    allowance: Allowance
-    base: Settings
-    reopen: Callable[[Settings], Awaitable[Talk]]
-    untouched: bool = True
-    heard_ms: float = 0.0
-    now_ms: float = 0.0
-    odd: bytes = b""
-
-    @property
-    def session(self) -> Session:
-        return self.talk.session
-
-    @property
-    def voices(self) -> tuple[str, ...]:
-        return tuple(self.sessions.engine.voices)
-
-    def hear(self, samples: NDArray[np.int16], *, rate: int = PCM_HZ) -> float:
-        """Sound [n] of the user; returns how many seconds it is."""
-        self.untouched = False
-        self.session.push_audio(samples, sample_rate=rate)
-        self.heard_ms += 1000 * len(samples) / rate
-        self.now_ms += 1000 * len(samples) / rate
-        return len(samples) / rate
 
 
 async def carry_out(desk: Desk, event: Any) -> None:
@@ -94,39 +43,6 @@ async def session_update(desk: Desk, event: Mapping[str, Any]) -> None:
     config = state.config.changed(event.get("session"), voices=desk.voices)
     await apply(desk, config)
     state.emit("session.updated", session=wire_session(desk))
-
-
-async def apply(desk: Desk, config: Config) -> None:
-    """Puts a configuration in force. Raises ApiError for what cannot change any more."""
-    before = desk.state.config
-    if config.voice != before.voice and desk.state.spoke:
-        message = "the voice cannot change once it was heard; open another session"
-        raise ApiError(400, message, code="cannot_update_voice", param="session.audio.output.voice")
-    if config.kind != before.kind and not desk.untouched:
-        message = "session.type cannot change once something was said"
-        raise ApiError(400, message, code="invalid_value", param="session.type")
-    settings = config.settings(desk.base)
-    current = before.settings(desk.base)
-    if settings.speak != desk.session.settings.speak:
-        if desk.untouched:
-            desk.talk = await desk.reopen(settings)
-        elif settings.speak:
-            message = "a conversation that began as text stays so; open another session"
-            raise ApiError(400, message, code="invalid_value", param="session.output_modalities")
-    names = {field.name for field in fields(Settings)} - {"speak"}
-    changes = {
-        name: getattr(settings, name)
-        for name in names
-        if getattr(settings, name) != getattr(current, name)
-    }
-    if changes:
-        desk.session.update(**changes)
-    desk.state.config = config
-
-
-def wire_session(desk: Desk) -> dict[str, Any]:
-    state = desk.state
-    return state.config.wire(session=state.id, model=state.model, **state.extras)
 
 
 # ---- the input buffer
@@ -225,143 +141,12 @@ async def item_truncate(desk: Desk, event: Mapping[str, Any]) -> None:
     desk.session.truncate(item, audio_ms)
 
 
-# ---- responses
-
-
-async def response_create(desk: Desk, event: Mapping[str, Any]) -> None:
-    state = desk.state
-    asked = event.get("response") or {}
-    if not isinstance(asked, Mapping):
-        raise ApiError(400, "response must be an object", code="invalid_value", param="response")
-    if unknown := set(asked) - RESPONSE_FIELDS:
-        name = f"response.{sorted(unknown)[0]}"
-        raise ApiError(400, f"unknown field {name!r}; remove it", code="invalid_value", param=name)
-    if state.config.kind == "transcription":
-        raise ApiError(400, "a transcription session makes no responses", code="invalid_value")
-    metadata = _metadata(asked.get("metadata"))
-    config = _response_config(desk, asked)
-    desk.untouched = False
-    if asked.get("conversation") == "none":
-        await _out_of_band(desk, asked, config, metadata)
-        return
-    if asked.get("input"):
-        raise refused("response.input", 'it goes with conversation: "none"')
-    state.asked["respond"] = event.get("event_id")
-    state.stopwatch = state.metrics.stopwatch("realtime")
-    changes = _engine_changes(desk, config)
-    if changes:
-        desk.session.update(**changes)
-    tokens = config.max_output_tokens
-    response = desk.session.respond(max_text_tokens=None if tokens == "inf" else tokens)
-    state.metadata[response] = metadata
-    state.wanted.append(response)
-    if config != state.config:
-        state.configs[response] = config
-    if changes:  # what is in force for the session comes back once the reply is over
-        before = {name: getattr(state.config.settings(desk.base), name) for name in changes}
-        state.restore[response] = lambda: desk.session.update(**before)
-
-
-async def response_cancel(desk: Desk, event: Mapping[str, Any]) -> None:
-    desk.state.asked["cancel"] = event.get("event_id")
-    side = desk.state.sides.get(str(event.get("response_id")))
-    (side or desk.session).cancel()
-
-
 async def output_clear(desk: Desk, event: Mapping[str, Any]) -> None:
     """For WebRTC and telephones, where the server holds the sound that is not played yet."""
     if desk.state.player is None:
         message = "output_audio_buffer.clear is for WebRTC; over a WebSocket you hold the sound"
         raise ApiError(400, message, code="invalid_value", param="type")
     desk.state.player.clear()
-
-
-async def _out_of_band(
-    desk: Desk, asked: Mapping[str, Any], config: Config, metadata: dict[str, str] | None
-) -> None:
-    """A response that belongs to no conversation: in a session of its own, or a fork of this."""
-    state = desk.state
-    translate = Translator(state, in_conversation=False, config=config)
-    if asked.get("input") is None:
-        changes = _engine_changes(desk, config)
-        try:
-            talk = desk.sessions.follow(desk.session.fork(), deliver=translate)
-        except EngineFullError:
-            raise desk.sessions.full() from None
-        if changes:
-            talk.session.update(**changes)
-    else:
-        messages = await _input_messages(desk, asked["input"])
-        settings = config.settings(desk.base)
-        talk = await desk.sessions.open(settings, wait=False, deliver=translate)
-        for message in messages:
-            talk.session.add_message(message)
-    tokens = config.max_output_tokens
-    response = talk.session.respond(max_text_tokens=None if tokens == "inf" else tokens)
-    state.metadata[response] = metadata
-    state.sides[response] = talk.session
-
-
-async def _input_messages(desk: Desk, items: Any) -> list[dict[str, Any]]:
-    if not isinstance(items, list):
-        raise ApiError(400, "input must be a list", code="invalid_value", param="response.input")
-    messages = []
-    for number, item in enumerate(items):
-        where = f"response.input.{number}"
-        if isinstance(item, Mapping) and item.get("type") == "item_reference":
-            known = desk.state.items.by_id.get(str(item.get("id")))
-            if known is None or not (text := spoken_text(known)):
-                message = f"{where} refers to no item with known words; turn transcription on"
-                raise ApiError(400, message, code="invalid_value", param=where)
-            messages.append({"role": known["role"], "content": text})
-            continue
-        message, _ = await desk.sources.in_worker(
-            read_item,
-            item,
-            new_id=lambda: new_id("item_"),
-            sources=desk.sources,
-            sound=desk.state.config.input_format,
-            where=where,
-        )
-        messages.append(message)
-    return messages
-
-
-def spoken_text(item: Mapping[str, Any]) -> str:
-    """The words of a message on the wire, as far as they are known."""
-    parts = item.get("content") or []
-    return " ".join(part.get("text") or part.get("transcript") or "" for part in parts).strip()
-
-
-def _response_config(desk: Desk, asked: Mapping[str, Any]) -> Config:
-    """The session's configuration with what a single response overrides."""
-    config = desk.state.config
-    names = ("instructions", "tools", "tool_choice", "max_output_tokens", "output_modalities")
-    names += ("audio", "prompt", "reasoning", "parallel_tool_calls")
-    patch = {name: asked[name] for name in names if name in asked}
-    changed = config.changed({"type": config.kind, **patch}, voices=desk.voices, prefix="response")
-    if changed.voice != config.voice:
-        raise refused("response.audio.output.voice", "set the voice of the session")
-    if changed.modality == "audio" and not desk.session.settings.speak:
-        raise refused("response.output_modalities", "a conversation that began as text stays so")
-    return changed
-
-
-def _engine_changes(desk: Desk, config: Config) -> dict[str, Any]:
-    """Fields of the engine's settings in which a response differs from its session."""
-    now, then = desk.state.config.settings(desk.base), config.settings(desk.base)
-    names = ("system", "tools")
-    return {n: getattr(then, n) for n in names if getattr(now, n) != getattr(then, n)}
-
-
-def _metadata(metadata: Any) -> dict[str, str] | None:
-    if metadata is None:
-        return None
-    fits = isinstance(metadata, dict) and len(metadata) <= MAX_METADATA
-    if not fits or not all(isinstance(value, str) for value in metadata.values()):
-        message = f"metadata holds at most {MAX_METADATA} strings"
-        raise ApiError(400, message, code="invalid_value", param="response.metadata")
-    return dict(metadata)
 
 
 def _known(desk: Desk, event: Mapping[str, Any], code: str) -> str:

@@ -79,7 +79,7 @@ async def reply_parts(
             case api.AudioDelta() if not stop.stopped or stopped is not None:
                 if stops and stopped is None:
                     held.append(Sound(event.samples))
-                elif not calls.active or calls.visible:
+                else:
                     watch.sound(len(event.samples))
                     yield Sound(event.samples)
             case api.ToolCall() if not stop.stopped:

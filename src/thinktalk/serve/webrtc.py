@@ -29,7 +29,7 @@ from thinktalk.media.encode import to_pcm16
 from thinktalk.media.mel import VOICE_HZ
 from thinktalk.serve.limits import Limits, bounded, in_time
 from thinktalk.serve.realtime import GOING_AWAY, Call, Realtime, obey
-from thinktalk.serve.realtime_commands import apply, wire_session
+from thinktalk.serve.realtime_desk import apply, wire_session
 from thinktalk.serve.schema import ApiError, new_id
 
 log = logging.getLogger("thinktalk.serve")
