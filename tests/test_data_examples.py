@@ -210,7 +210,7 @@ def test_speech_targets(maker: ExampleMaker, folder: Path) -> None:
     assert first.codes.tolist() == [5, 0, 999, 7] and second.codes.tolist() == list(range(6))
     assert (first.voice, second.voice) == (VOICE_IDS["Ethan"], VOICE_IDS["Chelsie"])
     ignoring = replace(maker, speech="ignored").make(source.row(0))[0]
-    assert not ignoring.spoken and DEFAULT_SYSTEM_PROMPT in text(ignoring.ids)
+    assert not ignoring.spoken and SPEECH_SYSTEM_PROMPT in text(ignoring.ids)
     chosen, rejected = maker.make(source.row(2))
     assert chosen.ids.tolist() == rejected.ids.tolist()
     assert [e.spoken[0].codes.tolist() for e in (chosen, rejected)] == [[1, 2], [3, 4, 5]]

@@ -51,7 +51,8 @@ TABLE = {
     "live": (
         "live.__init__ live.listen live.turn live.camera live.draft live.history live.memory"
         " live.prefixes live.replies live.conversation live.session live.sessions live.blocks"
-        " live.scheduler live.passes live.engine live.speak live.store live.stream live.graphs",
+        " live.scheduler live.passes live.engine live.speak live.store live.stream live.graphs"
+        " live.steps",
         GENERATE + " live.api parallel",
         "",
     ),
@@ -59,8 +60,10 @@ TABLE = {
         "train.__init__ train.trainer train.feed train.journal train.board train.checkpoint"
         " train.schemas train.rows train.shards train.features train.lengths train.parts"
         " train.codes train.examples train.packing train.survey train.data train.omni"
-        " train.losses train.spark train.stages train.job train.tuning train.voice"
+        " train.losses train.spark train.stages train.job train.reading train.drift"
+        " train.tuning train.voice"
         " train.command train.recipe train.speech train.streams train.vocabulary"
+        " train.speaking train.replies train.preference train.candidates"
         " train.assemble train.conversations train.talker train.thinker train.align train.plot",
         GENERATE + " generate playroom parallel adapters eval.metrics",
         "",

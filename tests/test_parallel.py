@@ -23,7 +23,8 @@ from thinktalk.model.thinker import Thinker
 from thinktalk.train import spark
 from thinktalk.train.checkpoint import best_weights
 from thinktalk.train.journal import curve
-from thinktalk.train.omni import OmniTask, embedded
+from thinktalk.train.omni import OmniTask
+from thinktalk.train.reading import embedded
 from thinktalk.train.speech import DiTTask, TokenizerTask, VocoderTask
 from thinktalk.train.streams import Stream
 from thinktalk.train.trainer import Stage, Task, train

@@ -109,7 +109,7 @@ class Sessions:
         saved = store.read(Path(path), model=self.model)
         settings, speaks = self._checked(saved.settings, {}), "talker.keys" in saved.tensors
         session, conversation = self._new(settings, speaks=speaks)
-        self._register(session, conversation, lambda c: self._restore(c, saved))
+        self._register(session, conversation, lambda c: store.restore(c, saved))
         return session
 
     def fork(self, session: LiveSession) -> LiveSession:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from thinktalk.config import DecoderConfig
 from thinktalk.model.cache import CacheView, KVCache, StepPlan
 from thinktalk.model.layers import (
+    Packed,
     RMSNorm,
     SwiGLU,
     apply_rotary,
@@ -38,13 +39,13 @@ class Decoder(nn.Module):
         positions: Tensor,
         cache: KVCache | None = None,
         plan: StepPlan | None = None,
-        mask: Tensor | None = None,
+        mask: Tensor | Packed | None = None,
     ) -> Tensor:
         """x [B,T,C], positions int64 [3,B,T] -> hidden states after the final norm [B,T,C].
 
         With a cache, `plan` says where the tokens go and what they see. Without one, every token
         sees the tokens before it in its row, or exactly what `mask` (bool, broadcastable to
-        [B,H,T,T]) allows.
+        [B,H,T,T], or the samples of a packed row) allows.
         """
         assert x.shape[-1] == self.config.hidden_size, (x.shape, self.config.hidden_size)
         assert positions.shape == (3, *x.shape[:2]), (positions.shape, x.shape)
@@ -83,7 +84,7 @@ class DecoderLayer(nn.Module):
         x: Tensor,
         rotation: Rotation,
         view: CacheView | None,
-        mask: Tensor | None,
+        mask: Tensor | Packed | None,
         index: int,
     ) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), rotation, view, mask, index)
@@ -106,7 +107,7 @@ class Attention(nn.Module):
         x: Tensor,
         rotation: Rotation,
         view: CacheView | None,
-        mask: Tensor | None,
+        mask: Tensor | Packed | None,
         index: int,
     ) -> Tensor:
         q, k, v = (

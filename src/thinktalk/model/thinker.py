@@ -11,6 +11,7 @@ from thinktalk.config import ThinkerConfig
 from thinktalk.model.audio import AudioEncoder, split_windows, up_to
 from thinktalk.model.cache import KVCache, StepPlan
 from thinktalk.model.decoder import Decoder
+from thinktalk.model.layers import Packed
 from thinktalk.model.vision import VisionEncoder
 
 
@@ -31,7 +32,7 @@ class Thinker(nn.Module):
         positions: Tensor,
         cache: KVCache | None = None,
         plan: StepPlan | None = None,
-        mask: Tensor | None = None,
+        mask: Tensor | Packed | None = None,
     ) -> Tensor:
         """embeddings [B,T,C], positions [3,B,T] -> hidden states after the final norm [B,T,C]."""
         return self.model(embeddings, positions=positions, cache=cache, plan=plan, mask=mask)

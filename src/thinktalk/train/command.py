@@ -88,6 +88,7 @@ def add_course(stages: "Commands", name: str, what: str) -> argparse.ArgumentPar
     option("--held", metavar="FILE", nargs="+", default=[], help="rows to measure on")
     option("--out", required=True, type=Path, help="folder of the run")
     option("--steps", metavar="N", type=int, help="of every part of the stage")
+    option("--epochs", metavar="N", type=float, help="steps for so many rounds through the rows")
     option(
         "--set",
         metavar="NAME=VALUE",
@@ -202,9 +203,10 @@ def sources(words: list[str]) -> list[tuple[str, float] | str]:
 
 
 def changes(options: argparse.Namespace) -> dict[str, str]:
-    """What --steps and --set change, as it was written."""
+    """What --steps, --epochs and --set change, as it was written."""
     pairs = [word.partition("=") for word in options.set]
     if wrong := [name for name, sign, _ in pairs if not sign]:
         raise ValueError(f"--set {wrong[0]} changes nothing; give NAME=VALUE")
-    steps = {} if options.steps is None else {"steps": str(options.steps)}
-    return {name: value for name, _, value in pairs} | steps
+    named = {name: getattr(options, name) for name in ("steps", "epochs")}
+    plain = {name: str(value) for name, value in named.items() if value is not None}
+    return {name: value for name, _, value in pairs} | plain

@@ -79,7 +79,7 @@ class ExampleMaker:
     voices: the token of every speaker. speech: whether the speech of replies is a target, where it
     is there or in every row. prompts: whether rows without a reply are accepted. system: for rows
     without a system prompt of their own; by default what the model gets when it is used: the one
-    for speech where a reply is spoken. encoder: makes codec ids of recordings.
+    for speech where a reply has any, be it a target or not. encoder: makes codec ids of recordings.
     """
 
     config: OmniConfig
@@ -179,7 +179,8 @@ class ExampleMaker:
         spoken = self._is_spoken(conversation)
         if self.speech == "needed" and not spoken:
             raise ValueError("no reply that is learned has speech; add speech or codes")
-        system = SPEECH_SYSTEM_PROMPT if self.system is None and spoken else self.system
+        heard = spoken or (self.speech == "ignored" and len(conversation.speech) > 0)
+        system = SPEECH_SYSTEM_PROMPT if self.system is None and heard else self.system
         pieces = render(conversation.messages, system=system, tools=row.tools, reply=False)
         replies = iter(number for number, role in enumerate(roles) if role == "assistant")
         segments: list[tuple[list[Piece], int | None]] = [([], None)]

@@ -30,11 +30,13 @@ class Job:
     """What a stage has to work with; the same on every rank.
 
     model: the checkpoint, as the stages before left it, on the CPU and in float32; its networks are
-    those to train. weights: how often the rows of each source are drawn. held: rows to measure on.
-    out: the folder of the run, in which `kept` holds what is made once and found by later legs.
+    those to train. base: how it was named. weights: how often the rows of each source are drawn.
+    held: rows to measure on. out: the folder of the run, in which `kept` holds what is made once
+    and found by later legs.
     """
 
     model: LoadedModel
+    base: str
     sources: Sequence[Source]
     ranks: Ranks
     out: Path
@@ -135,10 +137,11 @@ class Course:
     prepare: the task of a part and what gives its batches (None: the task draws them); what it
     writes into job.kept is there before other ranks prepare. put_back: the model with the best
     weights of a part. extras: writes what the official layout has no place for into the finished
-    folder, such as a speech encoder.
+    folder, such as a speech encoder. lora: whether it may train additions instead of weights.
     """
 
     stages: tuple[Callable[[], Stage], ...]
     prepare: Callable[[Job, Any], tuple[Task, Batches | None]]
     put_back: Callable[[Job, Tensors], LoadedModel] = put_back
     extras: Callable[[Job, Tensors, Path], None] = nothing
+    lora: bool = False

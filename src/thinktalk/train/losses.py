@@ -1,10 +1,12 @@
 """Loss functions over tensors: spectra of waves, flow matching, cross-entropy over many rows."""
 
+from collections.abc import Callable
 from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from thinktalk.media.mel import (
     VOICE_BINS,
@@ -16,6 +18,7 @@ from thinktalk.media.mel import (
 )
 
 STFT_WINDOWS_SAMPLES = (4096, 2048, 1024, 512, 256, 128)
+LOGIT_ROWS = 2048  # rows whose logits are in memory at a time
 SPECTRUM_FLOOR = 1e-3  # magnitude below which the logarithm of a spectrum stops counting
 
 
@@ -50,6 +53,28 @@ def flow_matching_pair(mel: Tensor, noise: Tensor, time: Tensor) -> tuple[Tensor
     """
     at = time[:, None, None]
     return (1 - at) * noise + at * mel, mel - noise
+
+
+def token_losses(
+    hidden: Tensor, labels: Tensor, *, logits: Callable[[Tensor], Tensor], rows: int = LOGIT_ROWS
+) -> tuple[Tensor, Tensor]:
+    """hidden [n,C], labels int64 [n] -> cross-entropy [n], and whether the likeliest is right [n].
+
+    Labels of -100 give 0 and are never right. With many rows only so many have logits at a time;
+    the backward pass computes them again, so that memory does not grow with n times the vocabulary.
+    """
+
+    def part(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        scores = logits(hidden)
+        losses = F.cross_entropy(scores, labels, reduction="none")
+        return losses, scores.argmax(-1) == labels
+
+    if len(hidden) <= rows:
+        return part(hidden, labels)
+    pairs = zip(hidden.split(rows), labels.split(rows), strict=True)
+    parts = [checkpoint(part, *pair, use_reentrant=False) for pair in pairs]
+    losses, right = zip(*parts, strict=True)
+    return torch.cat(losses), torch.cat(right)
 
 
 def _spectrum(wave: Tensor, size: int, hop: int) -> Tensor:

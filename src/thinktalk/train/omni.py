@@ -1,36 +1,141 @@
 """The Thinker's task on people's data: conversations with any media in, their replies learned.
 
 Batches are those of data.Loader, as packing.collate describes them.
-Shapes: B rows, T tokens, C width of the Thinker.
+Shapes: B rows, T tokens, C width of the Thinker, S samples, n tokens that are learned.
 """
 
+import logging
+from collections import defaultdict
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from thinktalk import adapters
 from thinktalk.model.thinker import Thinker
 from thinktalk.train.conversations import learned_rows
+from thinktalk.train.drift import Drift
 from thinktalk.train.examples import IGNORED
 from thinktalk.train.feed import Batches
-from thinktalk.train.job import Job
-from thinktalk.train.packing import causal_mask
+from thinktalk.train.job import Job, Tensors, put_back
+from thinktalk.train.losses import token_losses
+from thinktalk.train.reading import read
 from thinktalk.train.stages import RowStage
 from thinktalk.train.trainer import Task, to_device
+from thinktalk.weights import LoadedModel
 
-SILENT_FRAMES = 4  # the shortest sound that gives a token
-BLACK_GRID = (1, 2, 2)  # the smallest picture that gives one
+LOG = logging.getLogger(__name__)
+
+KINDS = ("audio", "image", "video")  # in the order of config.media_token_ids
+ADAPTER = "adapter"
+
+Sums = dict[str, Tensor]
+
+
+class OmniTask(Task):
+    """Cross-entropy on the replies of conversations with text, sound, pictures and films.
+
+    Trained is what requires a gradient: of the Thinker or, if there are any, of the additions of
+    LoRA to it, and then nothing else is saved. Figures: text is the loss, right the share of tokens
+    that are the likeliest ones, text_audio, text_image, text_video and text_alone the loss of the
+    samples that hold such media, or none. held_out: batches for evaluate(), moved when they are
+    used; drift: measured there, too.
+    """
+
+    def __init__(
+        self,
+        thinker: Thinker,
+        *,
+        additions: nn.Module | None = None,
+        held_out: Iterable[dict[str, Any]] = (),
+        drift: Drift | None = None,
+    ):
+        self.module = additions or nn.ModuleDict({"thinker": thinker})
+        self.companions = (thinker,) if additions else ()
+        self.thinker, self.held_out, self.drift = thinker, list(held_out), drift
+
+    def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        sums, counts = self._sums(batch)
+        figures = {name: sums[name] / counts[name] for name in sums}
+        return figures["text"], figures
+
+    def weight(self, batch: dict[str, Any]) -> float:
+        return num_learned(batch["labels"])
+
+    def evaluate(self) -> dict[str, float]:
+        """The same figures, over all held-out tokens alike."""
+        totals: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        for batch in self.held_out:
+            moved = to_device(batch, self.thinker.lm_head.weight.device)
+            sums, counts = self._sums(moved)
+            for name, value in sums.items():
+                totals[name][0] += value.item()
+                totals[name][1] += counts[name]
+        figures = {name: value / count for name, (value, count) in totals.items()}
+        if self.drift is not None:
+            figures["drift"] = self.drift.measure(self.thinker)
+        return figures
+
+    def _sums(self, batch: dict[str, Any]) -> tuple[Sums, dict[str, float]]:
+        """Every figure's sum over the tokens that it is about, and how many these are."""
+        hidden = read(self.thinker, batch)[1]
+        places, labels = learned_rows(batch["labels"])
+        losses, right = token_losses(
+            hidden.flatten(0, 1)[places], labels, logits=self.thinker.logits
+        )
+        learned = labels != IGNORED
+        of_kind = {"": learned, "alone": learned}
+        samples = batch["segments"].flatten()[places]
+        for kind, token in zip(KINDS, self.thinker.config.media_token_ids, strict=True):
+            having = batch["segments"][batch["ids"] == token]
+            of_kind[kind] = learned & torch.isin(samples, having)
+            of_kind["alone"] = of_kind["alone"] & ~of_kind[kind]
+        counts = torch.stack([chosen.sum() for chosen in of_kind.values()]).tolist()
+        numbers = {name: float(n) for name, n in zip(of_kind, counts, strict=True) if n or not name}
+        numbers[""] = max(1.0, numbers[""])
+        sums = {_figure(name): losses[of_kind[name]].sum() for name in numbers}
+        every = {_figure(name): number for name, number in numbers.items()}
+        return sums | {"right": right.sum().float()}, every | {"right": numbers[""]}
 
 
 def prepare(job: Job, stage: RowStage) -> tuple[Task, Batches]:
     """What stages of the Thinker need."""
-    thinker = job.model.omni.thinker
-    choose_learners(job.model.omni, stage)
+    omni, loader = job.model.omni, job.loader(stage, speech="ignored")
+    additions = drift = None
+    if job.lora is None:
+        choose_learners(omni, stage)
+    else:
+        additions = adapters.add(omni, job.lora)
+    if job.model.voices:
+        drift = Drift(omni.thinker, loader.dataset, kept=job.kept)
+        if job.ranks.is_first:
+            LOG.warning(
+                "%s trains the Thinker alone, and the Talker speaks from its states: speech may "
+                "drift. The figure test_drift says by how much these states have changed; train "
+                "the Talker afterwards if it is large",
+                stage.name,
+            )
     held_out = job.held_out(stage, speech="ignored")
-    return OmniTask(thinker, held_out=held_out), job.loader(stage, speech="ignored")
+    return OmniTask(omni.thinker, additions=additions, held_out=held_out, drift=drift), loader
+
+
+def put_back_any(job: Job, weights: Tensors) -> LoadedModel:
+    """The job's model with the trained weights, or with the additions merged into its own."""
+    if job.lora is None:
+        return put_back(job, weights)
+    additions = adapters.add(job.model.omni, job.lora)
+    additions.load_state_dict(dict(weights))
+    adapters.merge(job.model.omni)
+    return job.model
+
+
+def write_adapter(job: Job, weights: Tensors, folder: Path) -> None:
+    """The additions alone, beside the merged checkpoint."""
+    if job.lora is not None:
+        adapters.save(weights, job.lora, job.out / ADAPTER, base=str(job.base))
 
 
 def choose_learners(omni: nn.Module, stage: RowStage) -> None:
@@ -48,91 +153,9 @@ def choose_learners(omni: nn.Module, stage: RowStage) -> None:
         weight.requires_grad_(chosen and not held)
 
 
-class OmniTask(Task):
-    """Cross-entropy on the replies of conversations with text, sound, pictures and films.
-
-    Trained is what requires a gradient. held_out: batches for evaluate(), moved when they are used.
-    """
-
-    def __init__(self, thinker: Thinker, *, held_out: Iterable[dict[str, Any]] = ()):
-        self.module = nn.ModuleDict({"thinker": thinker})
-        self.thinker, self.held_out = thinker, list(held_out)
-
-    def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        segments = batch["segments"]
-        is_packed = len(segments) <= int(segments.max())
-        hidden = self.thinker(
-            embedded(self.thinker, batch),
-            positions=batch["positions"],
-            mask=causal_mask(segments) if is_packed else None,
-        )
-        places, labels = learned_rows(batch["labels"])
-        logits = self.thinker.logits(hidden.flatten(0, 1)[places])
-        count = (labels != IGNORED).sum().clamp(min=1)
-        text = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum") / count
-        right = (logits.argmax(-1) == labels).sum() / count
-        return text, {"text": text, "right": right}
-
-    def weight(self, batch: dict[str, Any]) -> float:
-        return num_learned(batch["labels"])
-
-    def evaluate(self) -> dict[str, float]:
-        """The same figures, over all held-out tokens alike."""
-        sums, total = torch.zeros(2, dtype=torch.float64), 0.0
-        for batch in self.held_out:
-            moved = to_device(batch, self.thinker.lm_head.weight.device)
-            figures = self.loss(moved)[1]
-            count = self.weight(batch)
-            sums += count * torch.stack([figures["text"], figures["right"]]).double().cpu()
-            total += count
-        if not total:
-            return {}
-        text, right = (sums / total).tolist()
-        return {"text": text, "right": right}
-
-
-def embedded(thinker: Thinker, batch: dict[str, Any]) -> Tensor:
-    """Embeddings [B,T,C] of the ids, with the media in their places.
-
-    Whatever the batch holds, the audio encoder runs first, then the vision encoder, then all is
-    put together: what is missing is replaced by a moment of silence or a black spot that counts
-    for nothing. So all ranks run the same networks in the same order. Otherwise FSDP2 would put
-    together weights of different encoders, at worst without an error.
-    """
-    mels = batch.get("mels", [])
-    images, videos = _pictures(batch, "image"), _pictures(batch, "video")
-    heard = thinker.encode_audio(mels or [_silence(thinker)])
-    seen = thinker.encode_patches([*images, *videos] or [_black(thinker)])
-    assert heard is not None and seen is not None
-    area = thinker.config.vision_config.spatial_merge_size**2
-    num_image_tokens = int(batch["image_grids"].prod(-1).sum()) // area if images else 0
-    embeddings = thinker.embed_prompt(
-        batch["ids"],
-        audio=heard if mels else None,
-        images=seen[:num_image_tokens] if images else None,
-        videos=seen[num_image_tokens:] if videos else None,
-    )
-    for tokens, counts in ((heard, mels), (seen, images or videos)):
-        if not counts:
-            embeddings = embeddings + 0 * tokens.sum().to(embeddings.dtype)
-    return embeddings
-
-
 def num_learned(labels: Tensor) -> float:
     return float((labels != IGNORED).sum())
 
 
-def _pictures(batch: dict[str, Any], kind: str) -> list[tuple[Tensor, Tensor]]:
-    patches = batch.get(f"{kind}_patches", [])
-    return list(zip(patches, batch[f"{kind}_grids"], strict=True)) if patches else []
-
-
-def _silence(thinker: Thinker) -> Tensor:
-    bins = thinker.config.audio_config.num_mel_bins
-    return torch.zeros(bins, SILENT_FRAMES, device=thinker.lm_head.weight.device)
-
-
-def _black(thinker: Thinker) -> tuple[Tensor, Tensor]:
-    grid = torch.tensor(BLACK_GRID)
-    size = (int(grid.prod()), thinker.config.vision_config.patch_dim)
-    return torch.zeros(size, device=thinker.lm_head.weight.device), grid
+def _figure(kind: str) -> str:
+    return f"text_{kind}" if kind else "text"

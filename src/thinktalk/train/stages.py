@@ -13,10 +13,12 @@ ENCODERS = ("thinker.audio_tower.*", "thinker.visual.*")
 class RowStage(Stage):
     """The numbers of a stage on rows; batch_size 0: as many samples as batch_tokens hold.
 
+    epochs: how often every row is drawn, which then sets `steps`; 0 leaves them as they are.
     learns, frozen: patterns (as of file names) of the official names of weights. What fits one of
     `learns` and none of `frozen` is trained.
     """
 
+    epochs: float = 0.0
     batch_tokens: int = 8192  # of every part
     packed: bool = True  # samples behind one another in one row; else padded
     learns: tuple[str, ...] = ("thinker.*",)

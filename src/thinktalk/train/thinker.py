@@ -4,27 +4,26 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
 from thinktalk.model.thinker import Thinker
 from thinktalk.train.align import masked
-from thinktalk.train.conversations import IGNORED, Dialogues, collate, learned_rows
-from thinktalk.train.omni import embedded, num_learned
-from thinktalk.train.trainer import Task, to_device
+from thinktalk.train.conversations import IGNORED, Dialogues, collate
+from thinktalk.train.omni import OmniTask
+from thinktalk.train.reading import read
+from thinktalk.train.trainer import to_device
 
 TOOL_BATCH_SHARE = 0.06  # their prompts are five times as long, so they have batches of their own
 NUM_TEST_DIALOGUES = 64
 
 
-class ThinkerTask(Task):
-    """Cross-entropy on the reply to typed and, in a share of the batches, spoken questions."""
+class ThinkerTask(OmniTask):
+    """Typed and, in a share of the batches, spoken questions, drawn anew for every batch."""
 
     def __init__(
         self, thinker: Thinker, dialogues: Dialogues, test: Dialogues, *, spoken_share: float
     ):
-        self.module = nn.ModuleDict({"thinker": thinker})
-        self.thinker, self.spoken_share = thinker, spoken_share
+        super().__init__(thinker)
+        self.spoken_share = spoken_share
         self.dialogues, self.test = dialogues, test
         rows = dialogues.spoken.rows
         self.with_tools = [row for row in rows if row["case"]["tools"]]
@@ -45,16 +44,6 @@ class ThinkerTask(Task):
         mels = [masked(mel, rng) for d in drawn for mel in d.mels]
         return self._tensors(drawn, mels)
 
-    def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        places, labels = learned_rows(batch["labels"])
-        logits = self.thinker.logits(self._hidden(batch).flatten(0, 1)[places])
-        text = F.cross_entropy(logits, labels, ignore_index=IGNORED)
-        right = (logits.argmax(-1) == labels)[labels != IGNORED].float().mean()
-        return text, {"text": text, "right": right}
-
-    def weight(self, batch: dict[str, Any]) -> float:
-        return num_learned(batch["labels"])
-
     def evaluate(self) -> dict[str, float]:
         """Teacher-forced: the share of held-out replies in which every token is right."""
         rng = np.random.default_rng(0)
@@ -65,16 +54,16 @@ class ThinkerTask(Task):
         for name, drawn in (("spoken", spoken), ("typed", typed)):
             batch = self._tensors(drawn, [mel for d in drawn for mel in d.mels])
             batch = to_device(batch, self.thinker.lm_head.weight.device)
-            right = self.thinker.logits(self._hidden(batch)).argmax(-1) == batch["labels"]
+            right = self.thinker.logits(read(self.thinker, batch)[1]).argmax(-1) == batch["labels"]
             right |= batch["labels"] == IGNORED
             figures[name] = right.all(1).float().mean().item()
         return figures
 
-    def _hidden(self, batch: dict[str, Any]) -> Tensor:
-        ids = batch["ids"]
-        positions = torch.arange(ids.shape[1], device=ids.device).expand(3, *ids.shape)
-        return self.thinker(embedded(self.thinker, batch), positions=positions)
-
     def _tensors(self, drawn: list[Any], mels: list[np.ndarray]) -> dict[str, Any]:
         batch: dict[str, Any] = collate(drawn, pad_id=self.thinker.config.pad_token_id)
-        return batch | {"mels": [torch.from_numpy(mel) for mel in mels]}
+        ids = batch["ids"]
+        return batch | {
+            "mels": [torch.from_numpy(mel) for mel in mels],
+            "positions": torch.arange(ids.shape[1]).expand(3, *ids.shape),
+            "segments": torch.arange(len(ids))[:, None].expand_as(ids),
+        }

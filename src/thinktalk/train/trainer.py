@@ -53,7 +53,8 @@ class Task:
     """What a stage trains and on what. To be subclassed; a task serves one call of train().
 
     module: trained is what requires a gradient; all of it is saved.
-    companions: frozen networks that the loss needs, which are neither trained nor saved.
+    companions: networks that the loss needs besides, which are neither trained nor saved; one may
+        contain `module`, as additions to it.
     """
 
     module: nn.Module
@@ -139,7 +140,7 @@ class Training:
 
     def __init__(self, stage: Stage, task: Task, ranks: Ranks):
         self.stage, self.task, self.ranks = stage, task, ranks
-        self.root = Root([task.module, *task.companions])
+        self.root = Root(_separate(task.module, task.companions))
         ranks.same_start(self.root)
         if stage.compile:
             compile_blocks(self.root, backend=stage.compile)
@@ -287,6 +288,13 @@ def to_device(batch: dict[str, Any], device: str | torch.device) -> dict[str, An
         key: [v.to(device) for v in value] if isinstance(value, list) else value.to(device)
         for key, value in batch.items()
     }
+
+
+def _separate(module: nn.Module, companions: tuple[nn.Module, ...]) -> list[nn.Module]:
+    """All of them, but not what is a part of another."""
+    inside = {id(weight) for companion in companions for weight in companion.parameters()}
+    is_inside = all(id(weight) in inside for weight in module.parameters())
+    return list(companions) if is_inside else [module, *companions]
 
 
 def _accident(norm: Tensor, usual: Tensor, step: int) -> str | None:

@@ -27,11 +27,13 @@ from thinktalk.config import OmniConfig
 from thinktalk.model.omni import without_storage
 from thinktalk.parallel import Ranks, join, leave
 from thinktalk.train import command, stages
-from thinktalk.train.checkpoint import best_weights
+from thinktalk.train.checkpoint import best_weights, read_rest
+from thinktalk.train.data import Loader
 from thinktalk.train.feed import Batches
 from thinktalk.train.job import Course, Job
-from thinktalk.train.omni import prepare
+from thinktalk.train.omni import prepare, put_back_any, write_adapter
 from thinktalk.train.shards import Source, open_source
+from thinktalk.train.stages import RowStage
 from thinktalk.train.trainer import Stage, Task, train
 from thinktalk.train.voice import ENCODER_FILE
 from thinktalk.weights import (
@@ -55,9 +57,9 @@ VOICE_WEIGHT = "token2wav.code2wav_bigvgan_model.conv_pre.weight"
 
 COURSES: dict[str, Course] = {
     "align": Course((stages.align_adapters, stages.align_encoders), prepare),
-    "omni": Course((stages.omni,), prepare),
-    "long": Course((stages.long,), prepare),
-    "sft": Course((stages.sft,), prepare),
+    "omni": Course((stages.omni,), prepare, put_back_any, write_adapter, lora=True),
+    "long": Course((stages.long,), prepare, put_back_any, write_adapter, lora=True),
+    "sft": Course((stages.sft,), prepare, put_back_any, write_adapter, lora=True),
 }
 
 
@@ -86,6 +88,8 @@ def train_on(
     ValueError for what is wrong, before anything is trained where it can be told by then.
     """
     course = _course(name)
+    if lora is not None and not course.lora:
+        raise ValueError(f"{name} trains weights as they are; leave out lora")
     ranks = join(usable_device(device))
     base, (sources, weights) = find(model), _opened(data)
     _note(out, ranks, {"stage": name, "model": str(model), "lora": lora is not None})
@@ -95,6 +99,7 @@ def train_on(
         """With what these parts have learned."""
         fresh = Job(
             load(base, dtype=dtype),
+            str(model),
             sources,
             ranks,
             out,
@@ -110,14 +115,16 @@ def train_on(
         return fresh
 
     parts = [_changed(make(), changes or {}) for make in course.stages]
+    dtype = torch.float32 if lora is None else None  # what stays as it is may stay small
     began = time.monotonic()
     for number, part in enumerate(parts):
 
         def make(part: Stage = part, number: int = number) -> tuple[Task, Batches | None]:
             torch.manual_seed(part.seed)
-            return course.prepare(job(parts=parts[:number], dtype=torch.float32), part)
+            return course.prepare(job(parts=parts[:number], dtype=dtype), part)
 
         task, loader = ranks.in_turn(make)
+        part = parts[number] = _counted(part, loader, out / part.name)
         left = minutes - (time.monotonic() - began) / 60
         if not train(
             part, task, out / part.name, loader=loader, device=device, minutes=left, board=board
@@ -188,6 +195,15 @@ def _read(name: str, value: Any, before: Any) -> Any:
         return type(before)(value)
     except (ValueError, KeyError):
         raise ValueError(f"{name} is {before!r}, so it cannot become {value!r}") from None
+
+
+def _counted(stage: Stage, loader: Batches | None, folder: Path) -> Stage:
+    """With the steps that the epochs take, if these are given."""
+    if not (isinstance(stage, RowStage) and stage.epochs and isinstance(loader, Loader)):
+        return stage
+    rest = read_rest(folder)  # the parts of a step are those of the first leg
+    parts = stage.parts or (rest["parts"] if rest else loader.world)
+    return replace(stage, steps=math.ceil(stage.epochs * len(loader.packs(0)) / parts))
 
 
 def _note(out: Path, ranks: Ranks, what: dict[str, Any]) -> None:
