@@ -23,8 +23,9 @@ from thinktalk.train.assemble import assemble, write_companions
 from thinktalk.train.checkpoint import best_weights
 from thinktalk.train.conversations import IGNORED
 from thinktalk.train.journal import curve
+from thinktalk.train.packing import talker_rows
+from thinktalk.train.speaking import spread_unused
 from thinktalk.train.streams import codec_ids, open_streams
-from thinktalk.train.talker import spread_unused
 from thinktalk.train.trainer import Stage, train
 from thinktalk.train.voice import REF_MEL_FRAMES, load_speech_encoder, voice_print
 
@@ -128,10 +129,10 @@ def test_unused_codec_ids_share_one_class(run: Path, data: Path) -> None:
         task = recipe._talker_task(data, run)
     task.module.load_state_dict(best_weights(run / "talker"))
     hidden = torch.randn(3, task.talker.config.hidden_size)
-    by_class = task._class_logits(hidden).softmax(-1)
-    spread_unused(task.talker, num_codes=task.codes.num_codes)
+    by_class = task.classes.logits(task.talker, hidden).softmax(-1)
+    spread_unused(task.talker, num_codes=task.classes.num_codes)
     full = task.talker.logits(hidden).softmax(-1)
-    assert torch.allclose(by_class[:, :-1], full[:, task.classes[:-1]], atol=1e-6)
+    assert torch.allclose(by_class[:, :-1], full[:, task.classes.ids[:-1]], atol=1e-6)
 
 
 def test_talker_rows_follow_the_layout_of_generation(run: Path, data: Path) -> None:
@@ -140,16 +141,16 @@ def test_talker_rows_follow_the_layout_of_generation(run: Path, data: Path) -> N
         patch.setattr(spark, "spark_config", small_config)
         task = recipe._talker_task(data, run)
     row, ids = task.train_replies[0]
-    batch = task._tensors([(row, ids)], np.random.default_rng(0), noisy=False)
-    width = batch["ids"].shape[1]
-    learned = batch["labels_codec"][0] != IGNORED
+    batch = task.collated([(row, ids)], np.random.default_rng(0))
+    width, config = batch["ids"].shape[1], task.talker.config
+    rows = {name: value[0] for name, value in talker_rows(batch, config=config).items()}
+    learned = rows["labels"] != IGNORED
     start = int(learned.nonzero()[0])  # the position that predicts the first id
-    config = task.talker.config
-    assert batch["labels_codec"][0, learned].tolist()[:-1] == ids.tolist()
-    assert batch["codec_ids"][0, start - 1] == config.tts_codec_pad_token_id
-    assert batch["codec_ids"][0, start] == config.tts_codec_start_token_id
-    assert batch["codec_ids"][0, start + 1 : start + 1 + len(ids)].tolist() == ids.tolist()
-    places = batch["row_places"][0].tolist()
+    assert rows["labels"][learned].tolist()[:-1] == ids.tolist()
+    assert rows["codec_ids"][start - 1] == config.tts_codec_pad_token_id
+    assert rows["codec_ids"][start] == config.tts_codec_start_token_id
+    assert rows["codec_ids"][start + 1 : start + 1 + len(ids)].tolist() == ids.tolist()
+    places = rows["places"].tolist()
     assert places[: start - 1] == list(range(start - 1))
     assert places[start - 1] == width
     reply = len(task.dialogues.tokenizer.encode(row["text"]))

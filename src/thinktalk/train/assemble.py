@@ -14,9 +14,9 @@ from thinktalk.model.speech_tokenizer import SpeechTokenizer
 from thinktalk.playroom import talk
 from thinktalk.train import spark
 from thinktalk.train.checkpoint import best_weights
+from thinktalk.train.speaking import spread_unused
 from thinktalk.train.speech import VOICE_FRAMES
 from thinktalk.train.streams import Stream
-from thinktalk.train.talker import spread_unused
 from thinktalk.train.vocabulary import train_bpe, write_tokenizer
 from thinktalk.train.voice import save_speech_encoder, voice_print
 from thinktalk.weights import LoadedModel, Voice, listing, load, save, write_json

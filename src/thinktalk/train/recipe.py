@@ -32,9 +32,9 @@ from thinktalk.train.align import AlignTask, Recordings
 from thinktalk.train.assemble import adopt, assemble, write_companions
 from thinktalk.train.command import SPARK_STAGES
 from thinktalk.train.conversations import Dialogues
+from thinktalk.train.replies import ReplyTask
 from thinktalk.train.speech import DiTTask, TokenizerTask, VocoderTask
 from thinktalk.train.streams import Stream, codec_ids, open_streams
-from thinktalk.train.talker import TalkerTask
 from thinktalk.train.thinker import ThinkerTask
 from thinktalk.train.trainer import Stage, Task, is_done, train
 from thinktalk.weights import usable_device
@@ -174,10 +174,10 @@ def _thinker(stage: Path) -> Thinker:
     return thinker
 
 
-def _talker_task(data: Path, run: Path) -> TalkerTask:
+def _talker_task(data: Path, run: Path) -> ReplyTask:
     config = spark.spark_config()
     streams = open_streams(data / REPLIES)
-    return TalkerTask(
+    return ReplyTask(
         Talker(config.talker_config),
         _thinker(run / "thinker").eval().requires_grad_(False),
         _dialogues(data / QUESTIONS, run),
