@@ -241,6 +241,7 @@ def add_train(commands: "Commands") -> None:
     command.add_train(
         commands,
         course=run_train_course,
+        merge=run_train_merge,
         spark=run_train_spark,
         data=run_train_data,
         cases=run_train_cases,
@@ -253,6 +254,12 @@ def run_train_course(options: argparse.Namespace) -> None:
 
     done = tuning.train_as_told(options)
     print(f"{options.out / 'model'} is ready" if done else "not done: the same command continues")
+
+
+def run_train_merge(options: argparse.Namespace) -> None:
+    from thinktalk.train import tuning
+
+    tuning.merge_adapter(options.model, options.adapter, options.out)
 
 
 def run_train_spark(options: argparse.Namespace) -> None:

@@ -41,10 +41,10 @@ together.
 
 
 def add_train(
-    commands: "Commands", *, course: Run, spark: Run, data: Run, cases: Run, plot: Run
+    commands: "Commands", *, course: Run, merge: Run, spark: Run, data: Run, cases: Run, plot: Run
 ) -> None:
-    """What is called for a stage on rows, for spark, for its data, for a set of cases and for the
-    curves."""
+    """What is called for a stage on rows, for merging an adapter, for spark, for its data, for a
+    set of cases and for the curves."""
     train = commands.add_parser(
         "train",
         help="train a checkpoint on rows, or spark from nothing",
@@ -55,6 +55,7 @@ def add_train(
     stages = train.add_subparsers(dest="stage", required=True, metavar="STAGE")
     for name, what in COURSES.items():
         add_course(stages, name, what).set_defaults(run=course)
+    add_merge(stages).set_defaults(run=merge)
     add_spark(stages).set_defaults(run=spark)
     only_data = stages.add_parser("data", help="only the data of spark's recipe")
     add_folders(only_data)
@@ -111,6 +112,14 @@ def add_course(stages: "Commands", name: str, what: str) -> argparse.ArgumentPar
     option("--workers", metavar="N", type=int, default=4, help="threads for media (default: 4)")
     option("--board", action="store_true", help="write for TensorBoard, too")
     return course
+
+
+def add_merge(stages: "Commands") -> argparse.ArgumentParser:
+    merge = add_parser(stages, "merge", "a checkpoint with an adapter of LoRA, ours or peft's")
+    merge.add_argument("--model", required=True, help="the checkpoint that it was trained on")
+    merge.add_argument("--adapter", required=True, type=Path, help="folder of the adapter")
+    merge.add_argument("--out", required=True, type=Path, help="folder of the merged checkpoint")
+    return merge
 
 
 def add_spark(stages: "Commands") -> argparse.ArgumentParser:

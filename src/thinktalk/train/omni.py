@@ -63,7 +63,7 @@ class OmniTask(Task):
         return figures["text"], figures
 
     def weight(self, batch: dict[str, Any]) -> float:
-        return num_learned(batch["labels"])
+        return num_learned(wanted(batch))
 
     def evaluate(self) -> dict[str, float]:
         """The same figures, over all held-out tokens alike."""
@@ -82,7 +82,7 @@ class OmniTask(Task):
     def _sums(self, batch: dict[str, Any]) -> tuple[Sums, dict[str, float]]:
         """Every figure's sum over the tokens that it is about, and how many these are."""
         hidden = read(self.thinker, batch)[1]
-        places, labels = learned_rows(batch["labels"])
+        places, labels = learned_rows(wanted(batch))
         losses, right = token_losses(
             hidden.flatten(0, 1)[places], labels, logits=self.thinker.logits
         )
@@ -151,6 +151,15 @@ def choose_learners(omni: nn.Module, stage: RowStage) -> None:
         chosen = any(fnmatchcase(name, pattern) for pattern in stage.learns)
         held = any(fnmatchcase(name, pattern) for pattern in stage.frozen)
         weight.requires_grad_(chosen and not held)
+
+
+def wanted(batch: dict[str, Any]) -> Tensor:
+    """The labels [B,T] without those of replies that were rejected, or labelled as bad."""
+    labels = batch["labels"]
+    if "rejected" not in batch:
+        return labels
+    bad = batch["rejected"] | (batch["wanted"] == 0)
+    return labels.masked_fill(bad[batch["segments"].clamp(min=0)], IGNORED)
 
 
 def num_learned(labels: Tensor) -> float:

@@ -13,15 +13,16 @@ import math
 import shutil
 import time
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
 
+from thinktalk import adapters
 from thinktalk.adapters import Lora
 from thinktalk.config import OmniConfig
 from thinktalk.model.omni import without_storage
@@ -39,6 +40,7 @@ from thinktalk.train.voice import ENCODER_FILE
 from thinktalk.weights import (
     CONFIG,
     FLOATS,
+    LoadedModel,
     check,
     find,
     load,
@@ -87,55 +89,52 @@ def train_on(
     which are written to out/adapter, too. Under torchrun all processes train together. Raises
     ValueError for what is wrong, before anything is trained where it can be told by then.
     """
-    course = _course(name)
-    if lora is not None and not course.lora:
-        raise ValueError(f"{name} trains weights as they are; leave out lora")
+    course = _course(name, lora)
     ranks = join(usable_device(device))
     base, (sources, weights) = find(model), _opened(data)
-    _note(out, ranks, {"stage": name, "model": str(model), "lora": lora is not None})
-    measured, _ = _opened(held)
+    _note(out, ranks, {"stage": name, "model": str(model), "lora": _plain(lora)})
+    rest = {
+        **{"base": str(model), "sources": sources, "weights": weights, "held": _opened(held)[0]},
+        **{"ranks": ranks, "out": out, "lora": lora, "system": system, "workers": workers},
+        "max_bad_share": max_bad_share,
+    }
 
-    def job(*, parts: Sequence[Stage], dtype: torch.dtype | None) -> Job:
+    def job(parts: Sequence[Stage], dtype: torch.dtype | None) -> Job:
         """With what these parts have learned."""
-        fresh = Job(
-            load(base, dtype=dtype),
-            str(model),
-            sources,
-            ranks,
-            out,
-            weights=weights,
-            held=measured,
-            lora=lora,
-            system=system,
-            workers=workers,
-            max_bad_share=max_bad_share,
-        )
+        made = Job(model=load(base, dtype=dtype), **rest)
         for part in parts:
-            fresh = replace(fresh, model=course.put_back(fresh, best_weights(out / part.name)))
-        return fresh
+            made = replace(made, model=course.put_back(made, best_weights(out / part.name)))
+        return made
 
-    parts = [_changed(make(), changes or {}) for make in course.stages]
-    dtype = torch.float32 if lora is None else None  # what stays as it is may stay small
-    began = time.monotonic()
+    def prepared(part: Stage, before: Sequence[Stage]) -> tuple[Task, Batches | None]:
+        torch.manual_seed(part.seed)
+        # under additions the weights stay as they are, and so may their precision
+        return course.prepare(job(before, torch.float32 if lora is None else None), part)
+
+    parts, began = [_changed(make(), changes or {}) for make in course.stages], time.monotonic()
     for number, part in enumerate(parts):
-
-        def make(part: Stage = part, number: int = number) -> tuple[Task, Batches | None]:
-            torch.manual_seed(part.seed)
-            return course.prepare(job(parts=parts[:number], dtype=dtype), part)
-
-        task, loader = ranks.in_turn(make)
-        part = parts[number] = _counted(part, loader, out / part.name)
+        task, loader = ranks.in_turn(partial(prepared, part, parts[:number]))
+        folder = out / part.name
+        parts[number] = _counted(part, loader, folder)
         left = minutes - (time.monotonic() - began) / 60
-        if not train(
-            part, task, out / part.name, loader=loader, device=device, minutes=left, board=board
-        ):
+        how = {"loader": loader, "device": device, "minutes": left, "board": board}
+        if not train(parts[number], task, folder, **how):
             return False
     if ranks.is_first:
-        text, voice = _stored_dtypes(base)
-        finished = job(parts=parts, dtype=text)
-        _export(course, finished, best_weights(out / parts[-1].name), dtypes=(text, voice))
+        dtypes = _stored_dtypes(base)
+        _finish(course, job(parts, dtypes[0]), out / parts[-1].name, dtypes=dtypes)
     ranks.wait()
     return True
+
+
+def merge_adapter(model: str | Path, adapter: Path, out: Path) -> None:
+    """Writes the checkpoint with an adapter of LoRA, ours or peft's, merged into its weights."""
+    base = find(model)
+    dtypes = _stored_dtypes(base)
+    loaded = load(base, dtype=dtypes[0])
+    adapters.load(loaded.omni, adapter)
+    adapters.merge(loaded.omni)
+    _write(loaded, out, dtypes=dtypes)
 
 
 def train_as_told(options: Namespace) -> bool:
@@ -160,9 +159,11 @@ def train_as_told(options: Namespace) -> bool:
         leave()
 
 
-def _course(name: str) -> Course:
+def _course(name: str, lora: Lora | None) -> Course:
     if name not in COURSES:
         raise ValueError(f"unknown stage {name!r}: choose one of {', '.join(COURSES)}")
+    if lora is not None and not COURSES[name].lora:
+        raise ValueError(f"{name} trains weights as they are; leave out lora")
     return COURSES[name]
 
 
@@ -216,13 +217,18 @@ def _note(out: Path, ranks: Ranks, what: dict[str, Any]) -> None:
             if other:
                 failure = (
                     f"{out} holds a run with {other[0]} {there.get(other[0])!r}, not "
-                    f"{what[other[0]]!r}; give the same again, or another folder"
+                    f"{what[other[0]]!r}; give that again, or another folder"
                 )
         else:
             out.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(what) + "\n")
     if failure := ranks.as_first(failure):
         raise ValueError(failure)
+
+
+def _plain(lora: Lora | None) -> dict[str, Any] | None:
+    """As JSON gives it back."""
+    return lora and json.loads(json.dumps(asdict(lora)))
 
 
 def _stored_dtypes(base: Path) -> tuple[torch.dtype, torch.dtype]:
@@ -232,27 +238,38 @@ def _stored_dtypes(base: Path) -> tuple[torch.dtype, torch.dtype]:
     return FLOATS[stored[TEXT_WEIGHT]], FLOATS[stored[VOICE_WEIGHT]]
 
 
-def _export(
-    course: Course,
-    job: Job,
-    weights: Mapping[str, Tensor],
+def _finish(
+    course: Course, job: Job, stage: Path, *, dtypes: tuple[torch.dtype, torch.dtype]
+) -> None:
+    """Writes out/model, and what comes with it, after the last part of the stage."""
+    extras = partial(course.extras, job, best_weights(stage))
+    _write(job.model, job.out / MODEL, dtypes=dtypes, extras=extras)
+
+
+def _write(
+    model: LoadedModel,
+    folder: Path,
     *,
     dtypes: tuple[torch.dtype, torch.dtype],
+    extras: Callable[[Path], None] = lambda _: None,
 ) -> None:
-    """Writes out/model as a whole: a folder of that name is complete."""
-    done, part = job.out / MODEL, job.out / f"{MODEL}.part"
+    """The checkpoint in the official layout and, if it has one, its speech encoder.
+
+    A folder of that name is complete; what stood there is replaced once the new one is.
+    """
+    part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
         part.mkdir(parents=True)
-        save(job.model, part, dtype=dtypes[0], token2wav_dtype=dtypes[1])
-        if (job.model.folder / ENCODER_FILE).exists():
-            shutil.copyfile(job.model.folder / ENCODER_FILE, part / ENCODER_FILE)
-        course.extras(job, weights, part)
-        shutil.rmtree(done, ignore_errors=True)
-        part.rename(done)
+        save(model, part, dtype=dtypes[0], token2wav_dtype=dtypes[1])
+        if (model.folder / ENCODER_FILE).exists():
+            shutil.copyfile(model.folder / ENCODER_FILE, part / ENCODER_FILE)
+        extras(part)
+        shutil.rmtree(folder, ignore_errors=True)
+        part.rename(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(part, ignore_errors=True)
         raise ValueError(
-            f"{done} cannot be written ({error}); what was trained stands beside it. Make room, "
-            "and give the same command again"
+            f"{folder} cannot be written ({error}); what was trained is safe. Make room, and give "
+            "the same command again"
         ) from error
