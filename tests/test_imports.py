@@ -63,7 +63,9 @@ TABLE = {
         " train.losses train.spark train.stages train.job train.reading train.drift"
         " train.tuning train.voice"
         " train.command train.recipe train.speech train.streams train.vocabulary"
-        " train.speaking train.replies train.preference train.candidates"
+        " train.speaking train.replies train.preference train.candidates train.recordings"
+        " train.discriminators train.enrol train.speech_stages train.speech_courses"
+        " train.speech_command"
         " train.assemble train.conversations train.talker train.thinker train.align train.plot",
         GENERATE + " generate playroom parallel adapters eval.metrics",
         "",

@@ -236,12 +236,14 @@ def run_talk(options: argparse.Namespace) -> None:
 
 
 def add_train(commands: "Commands") -> None:
-    from thinktalk.train import command
+    from thinktalk.train import command, speech_command
 
+    speech_command.add_voice(commands, run=run_voice)
     command.add_train(
         commands,
         course=run_train_course,
         merge=run_train_merge,
+        pairs=run_train_pairs,
         spark=run_train_spark,
         data=run_train_data,
         cases=run_train_cases,
@@ -260,6 +262,13 @@ def run_train_merge(options: argparse.Namespace) -> None:
     from thinktalk.train import tuning
 
     tuning.merge_adapter(options.model, options.adapter, options.out)
+
+
+def run_train_pairs(options: argparse.Namespace) -> None:
+    from thinktalk.eval.recogniser import ear_for
+    from thinktalk.train import candidates
+
+    candidates.draw_as_told(options, load(options), ear_for)
 
 
 def run_train_spark(options: argparse.Namespace) -> None:
@@ -286,18 +295,9 @@ def run_train_data(options: argparse.Namespace) -> None:
 
 def run_train_cases(options: argparse.Namespace) -> None:
     from thinktalk.playroom import dataset
+    from thinktalk.train.command import wanted_cases
 
-    dataset.make(
-        options.out,
-        seed=options.seed,
-        num_cases=options.cases,
-        split=options.split,
-        voices=options.voices,
-        tasks=[name.strip() for name in options.tasks.split(",") if name.strip()],
-        asked=options.asked,
-        speak=not options.mute,
-        workers=options.workers,
-    )
+    dataset.make(options.out, **wanted_cases(options))
 
 
 def run_train_plot(options: argparse.Namespace) -> None:
@@ -305,6 +305,12 @@ def run_train_plot(options: argparse.Namespace) -> None:
 
     plot(options.run_folder, out=options.out)
     print(options.out)
+
+
+def run_voice(options: argparse.Namespace) -> None:
+    from thinktalk.train import enrol
+
+    enrol.as_told(options)
 
 
 # ---- eval

@@ -10,6 +10,11 @@ WINDOW_S = 0.04
 LOWEST_HZ, HIGHEST_HZ = 60.0, 350.0
 PERIODICITY = 0.15  # yin: a frame is voiced where its normalised difference falls below this
 SILENCE_RMS = 0.01  # of full scale 1
+MARKS = ".,;:!?\u2026\u2014\u2013\u3002\uff0c\uff1b\uff1a\uff01\uff1f\u3001"  # where people pause
+SHORTEST_PAUSE_S = 0.085  # what a mark asks for at least; closures of stops may be as long
+STRAY_PAUSE_S = 0.2  # from here on nothing but a pause is silent
+PAUSE_DEPTH_DB = 30.0  # below the loud frames
+PAUSE_TOLERANCE = 0.2  # share of the utterance
 
 
 def normalise(text: str) -> str:
@@ -49,6 +54,48 @@ def word_error_rate(said: Sequence[str], wanted: Sequence[str]) -> float:
     if not words:
         raise ValueError("the word error rate needs at least one wanted word")
     return sum(word_errors(a, b) for a, b in pairs) / words
+
+
+def pauses(samples: np.ndarray, *, sample_hz: int) -> list[tuple[float, float]]:
+    """The silences inside a spoken wave, each at least SHORTEST_PAUSE_S long: (start, end) in
+    seconds of sound, the silence before the first and after the last word left out."""
+    hop = round(FRAME_S * sample_hz)
+    frames = samples[: len(samples) // hop * hop].astype(np.float64).reshape(-1, hop)
+    level = 10 * np.log10(np.square(frames).mean(1) + 1e-12)
+    if not len(level):
+        return []
+    sounding = np.flatnonzero(level > np.percentile(level, 95) - PAUSE_DEPTH_DB)
+    gaps = np.flatnonzero(np.diff(sounding) * FRAME_S > SHORTEST_PAUSE_S)
+    first = sounding[0]
+    return [
+        ((sounding[g] + 1 - first) * FRAME_S, (sounding[g + 1] - first) * FRAME_S)
+        for g in gaps.tolist()
+    ]
+
+
+def pause_errors(samples: np.ndarray, text: str, *, sample_hz: int) -> int:
+    """Marks of the text without a pause, and long pauses without a mark.
+
+    Marks and pauses are compared in order, by how much of the letters and of the sound lies before
+    them; up to PAUSE_TOLERANCE apart they are the same. The mark at the end does not count, nor do
+    pauses below STRAY_PAUSE_S where there is no mark.
+    """
+    letters = [c.isalnum() for c in text.rstrip(MARKS + " ")]
+    total = max(sum(letters), 1)
+    marks = [sum(letters[:at]) / total for at, c in enumerate(text[: len(letters)]) if c in MARKS]
+    found = pauses(samples, sample_hz=sample_hz)
+    silent = sum(end - start for start, end in found)
+    sounding = max(len(samples) / sample_hz - silent, FRAME_S)
+    row, before = list(range(len(marks) + 1)), 0.0  # as word_errors, but nothing is replaced
+    for start, end in found:
+        place, stray = (start - before) / sounding, end - start > STRAY_PAUSE_S
+        before += end - start
+        diagonal, row[0] = row[0], row[0] + stray
+        for j, mark in enumerate(marks, 1):
+            fits = abs(place - mark) <= PAUSE_TOLERANCE
+            choices = [row[j] + stray, row[j - 1] + 1, *([diagonal] if fits else [])]
+            diagonal, row[j] = row[j], min(choices)
+    return row[-1]
 
 
 def pitch(samples: np.ndarray, *, sample_hz: int) -> np.ndarray:

@@ -7,7 +7,7 @@ playroom's sentences are alike; "unigram" only knows how frequent words are and 
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from math import log10
@@ -66,6 +66,20 @@ class Recogniser:
         self._decoder.end_utt()
         heard = self._decoder.hyp()
         return heard.hypstr if heard else ""
+
+
+def ear_for(
+    texts: Sequence[str] | None,
+) -> tuple[Callable[..., str], Callable[[str], str]]:
+    """transcribe() of a recogniser for the words of the texts, for the playroom's where there are
+    none, and the spelling that it uses."""
+    if texts is None:
+        return Recogniser("bigram").transcribe, spell
+    if not texts:
+        raise ValueError(
+            "no row has a text, so there are no words to recognise; choose another ear"
+        )
+    return Recogniser("unigram", vocabulary=texts).transcribe, spell
 
 
 def heard_error_rate(heard: Sequence[str], wanted: Sequence[str]) -> float:

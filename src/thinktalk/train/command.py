@@ -5,7 +5,9 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from thinktalk.train.speech_command import add_pairs
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -18,6 +20,12 @@ COURSES = {
     "omni": "the whole Thinker: text, pictures, sounds, films, films with sound",
     "long": "as omni, on long rows, with less memory and more time",
     "sft": "the Thinker on conversations, all of it or by LoRA",
+    "tokenizer": "speech tokenizer: mel to codec ids, by mel and recognition losses",
+    "dit": "DiT: codec ids, a voice and a reference to mel",
+    "vocoder": "vocoder: mel to wave, by spectral and adversarial losses",
+    "talker": "the Talker: spoken replies, behind a frozen or (joint) learning Thinker",
+    "talker-dpo": "the Talker on pairs of better and worse replies (`train pairs` makes them)",
+    "talker-voice": "the Talker on several speakers",
 }
 # The stages of train.recipe: what they learn, and the finished stages that they build on.
 SPARK_STAGES = {
@@ -41,10 +49,18 @@ together.
 
 
 def add_train(
-    commands: "Commands", *, course: Run, merge: Run, spark: Run, data: Run, cases: Run, plot: Run
+    commands: "Commands",
+    *,
+    course: Run,
+    merge: Run,
+    pairs: Run,
+    spark: Run,
+    data: Run,
+    cases: Run,
+    plot: Run,
 ) -> None:
-    """What is called for a stage on rows, for merging an adapter, for spark, for its data, for a
-    set of cases and for the curves."""
+    """What is called for a stage on rows, for merging an adapter, for pairs of replies, for spark,
+    for its data, for a set of cases and for the curves."""
     train = commands.add_parser(
         "train",
         help="train a checkpoint on rows, or spark from nothing",
@@ -56,6 +72,7 @@ def add_train(
     for name, what in COURSES.items():
         add_course(stages, name, what).set_defaults(run=course)
     add_merge(stages).set_defaults(run=merge)
+    add_pairs(stages).set_defaults(run=pairs)
     add_spark(stages).set_defaults(run=spark)
     only_data = stages.add_parser("data", help="only the data of spark's recipe")
     add_folders(only_data)
@@ -167,6 +184,20 @@ def add_cases(stages: "Commands") -> argparse.ArgumentParser:
         "--workers", metavar="N", type=int, default=os.cpu_count() or 1, help="(default: all cores)"
     )
     return cases
+
+
+def wanted_cases(options: argparse.Namespace) -> dict[str, Any]:
+    """What playroom.dataset.make() is asked for."""
+    return {
+        "seed": options.seed,
+        "num_cases": options.cases,
+        "split": options.split,
+        "voices": options.voices,
+        "tasks": [name.strip() for name in options.tasks.split(",") if name.strip()],
+        "asked": options.asked,
+        "speak": not options.mute,
+        "workers": options.workers,
+    }
 
 
 # ---- what several commands share

@@ -4,13 +4,23 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from thinktalk.config import SpeechTokenizerConfig
+from thinktalk.eval.metrics import normalise
 from thinktalk.media.mel import VOICE_HOP_SAMPLES
 from thinktalk.model.bigvgan import BigVGAN
 from thinktalk.model.dit import DiT
-from thinktalk.model.speech_tokenizer import SpeechTokenizer
+from thinktalk.model.speech_tokenizer import ConvNeXtBlock, SpeechTokenizer
+from thinktalk.train.discriminators import (
+    Judges,
+    feature_loss,
+    fooling_loss,
+    judging_loss,
+    unmoved,
+)
 from thinktalk.train.losses import flow_matching_pair, spectral_loss, voice_mel
 from thinktalk.train.streams import Stream
 from thinktalk.train.trainer import Task, to_device
@@ -34,10 +44,11 @@ def crop_starts(
 def held_out_starts(streams: list[Stream], *, frames: int, grid: int) -> list[tuple[int, int]]:
     """A fixed set of crops from the ends of the streams, which training never touches."""
     starts = []
-    for number, stream in enumerate(streams):
+    every = -(-len(streams) // NUM_TEST_CROPS)
+    for number, stream in list(enumerate(streams))[::every]:
         last = len(stream.mel) - frames
         places = np.linspace(
-            min(stream.train_frames + grid, last), last, NUM_TEST_CROPS // len(streams)
+            min(stream.train_frames + grid, last), last, max(1, NUM_TEST_CROPS // len(streams))
         )
         starts += [(number, int(place) // grid * grid) for place in places]
     return starts
@@ -50,49 +61,162 @@ def conditions(streams: list[Stream]) -> Tensor:
 
 
 class TokenizerTask(Task):
-    """Mel -> codes -> mel: L1 on the mel and on its changes from frame to frame."""
+    """Mel -> codes -> mel: L1 on the mel and on its changes from frame to frame.
+
+    reads: whole clips instead of crops, and a second loss, CTC on the letters of what is said, read
+    from the codes by a head that exists for training only: it keeps in the codes what tells words
+    apart. conds: what the decoder is told of every voice.
+    """
 
     FRAMES = 192
+    LONGEST_FRAMES = 1000  # of a clip that is read
+    READING_WEIGHT = 0.1
 
-    module: SpeechTokenizer
-
-    def __init__(self, module: SpeechTokenizer, streams: list[Stream]):
-        self.module, self.streams = module, streams
-        self.conds = conditions(streams)
+    def __init__(
+        self,
+        tokenizer: SpeechTokenizer,
+        streams: list[Stream],
+        *,
+        conds: Tensor | None = None,
+        reads: bool = False,
+    ):
+        self.tokenizer, self.streams = tokenizer, streams
+        self.module: nn.Module = tokenizer
+        self.conds = conditions(streams) if conds is None else conds
+        self.reader: Reader | None = None
+        if reads:
+            self.reader = Reader(tokenizer.config)
+            self.module = nn.ModuleDict({"tokenizer": tokenizer, "reader": self.reader})
+            self.clips, self.test_clips = self._clips()
 
     def batch(self, rng: np.random.Generator, size: int) -> dict[str, Any]:
-        return self._crops(crop_starts(rng, self.streams, frames=self.FRAMES, grid=1, count=size))
+        if self.reader is None:
+            starts = crop_starts(rng, self.streams, frames=self.FRAMES, grid=1, count=size)
+            return self._crops(starts)
+        # neighbours in length share a batch, so that little is padding
+        pool = np.sort(rng.integers(len(self.clips), size=4 * size))
+        first = int(rng.integers(len(pool) - size + 1))
+        return self._whole([self.clips[i] for i in pool[first : first + size]])
 
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        mel = batch["mel"]
-        quantised = self.module.quantise(self.module.latents(mel))
-        decoded = self.module.decode(quantised, batch["cond"]).float()
-        error = (decoded - mel).abs().mean()
-        change = (decoded.diff(dim=1) - mel.diff(dim=1)).abs().mean()
-        return error + 0.5 * change, {"mel": error, "change": change}
+        mel, there = batch["mel"], batch["there"]
+        quantised = self.tokenizer.quantise(self.tokenizer.latents(mel))
+        decoded = self.tokenizer.decode(quantised, batch["cond"]).float()
+        both = there[:, 1:] & there[:, :-1]
+        error = (decoded - mel).abs()[there].mean()
+        change = (decoded.diff(dim=1) - mel.diff(dim=1)).abs()[both].mean()
+        loss, figures = error + 0.5 * change, {"mel": error, "change": change}
+        if self.reader is None:
+            return loss, figures
+        letters = self.reader.loss(quantised, batch)
+        return loss + self.READING_WEIGHT * letters, figures | {"letters": letters}
 
     def evaluate(self) -> dict[str, float]:
-        batch = self._crops(held_out_starts(self.streams, frames=self.FRAMES, grid=1))
-        batch = to_device(batch, next(self.module.parameters()).device)
+        crops = self._crops(held_out_starts(self.streams, frames=self.FRAMES, grid=1))
+        device = next(self.module.parameters()).device
+        batch = to_device(crops, device)
         mel, cond = batch["mel"], batch["cond"]
-        quantised = self.module.quantise(self.module.latents(mel))
-        used = self.module.ids(quantised).unique().numel()
-        error = (self.module.decode(quantised, cond) - mel).abs().mean()
-        return {"mel": error.item(), "codes_used": float(used)}
+        quantised = self.tokenizer.quantise(self.tokenizer.latents(mel))
+        used = self.tokenizer.ids(quantised).unique().numel()
+        error = (self.tokenizer.decode(quantised, cond) - mel).abs().mean()
+        figures = {"mel": error.item(), "codes_used": float(used)}
+        if self.reader is not None and self.test_clips:
+            batch = to_device(self._whole(self.test_clips[:NUM_TEST_CROPS]), device)
+            quantised = self.tokenizer.quantise(self.tokenizer.latents(batch["mel"]))
+            figures["letters"] = self.reader.loss(quantised, batch).item()
+        return figures
 
     def _crops(self, starts: list[tuple[int, int]]) -> dict[str, Any]:
         mel = np.stack([self.streams[s].mel[f : f + self.FRAMES] for s, f in starts])
         return {
             "mel": torch.from_numpy(mel.astype(np.float32)),
+            "there": torch.ones(mel.shape[:2], dtype=torch.bool),
             "cond": self.conds[[s for s, _ in starts]],
         }
+
+    def _whole(self, clips: list[tuple[int, dict[str, Any]]]) -> dict[str, Any]:
+        """Whole clips, padded behind, with what they say."""
+        frames = [row["frames"] for _, row in clips]
+        mel = np.zeros((len(clips), max(frames), self.tokenizer.config.mel_dim), np.float32)
+        there = np.arange(max(frames)) < np.array(frames)[:, None]
+        for number, (s, row) in enumerate(clips):
+            first, count = row["frame"], row["frames"]
+            mel[number, :count] = self.streams[s].mel[first : first + count]
+            mel[number, count:] = mel[number, count - 1]
+        letters = [spelled(row["text"]) for _, row in clips]
+        per_code = self.tokenizer.config.frames_per_code
+        return {
+            "mel": torch.from_numpy(mel),
+            "there": torch.from_numpy(there),
+            "cond": self.conds[[s for s, _ in clips]],
+            "letters": torch.tensor([letter for text in letters for letter in text]),
+            "num_letters": torch.tensor([len(text) for text in letters]),
+            "num_codes": torch.tensor([count // per_code for count in frames]),
+        }
+
+    def _clips(self) -> tuple[list[tuple[int, dict[str, Any]]], list[tuple[int, dict[str, Any]]]]:
+        """Clips that can be read, for training and for tests, the shortest first."""
+        found: tuple[list[tuple[int, dict[str, Any]]], ...] = ([], [])
+        for number, stream in enumerate(self.streams):
+            for row in stream.rows:
+                if row["frames"] <= self.LONGEST_FRAMES and spelled(row["text"]):
+                    inside = row["frame"] + row["frames"] <= stream.train_frames
+                    found[not inside].append((number, row))
+        if not found[0]:
+            raise ValueError(
+                f"no recording with a text is at most {self.LONGEST_FRAMES // 100} s long; cut "
+                "them, or train without reading (reads=false)"
+            )
+        train, test = (sorted(clips, key=lambda clip: clip[1]["frames"]) for clips in found)
+        return train, test
+
+
+class Reader(nn.Module):
+    """Codes of a clip -> its letters, by CTC (Graves et al. 2006): bytes of UTF-8 in lower case, so
+    any language has them. Class 0 is the blank."""
+
+    def __init__(self, config: SpeechTokenizerConfig, *, layers: int = 2):
+        super().__init__()
+        width = config.hidden_size
+        self.first = nn.Linear(len(config.fsq_levels), width)
+        self.blocks = nn.ModuleList(
+            ConvNeXtBlock(width, kernel=config.kernel_size) for _ in range(layers)
+        )
+        self.norm = nn.LayerNorm(width)
+        self.last = nn.Linear(width, 1 + 256)
+
+    def forward(self, quantised: Tensor) -> Tensor:
+        """Grid points [B,N,L] -> scores [B,N,257]."""
+        x = self.first(quantised).transpose(1, 2)
+        for block in self.blocks:
+            x = block(x)
+        return self.last(self.norm(x.transpose(1, 2))).float()
+
+    def loss(self, quantised: Tensor, batch: dict[str, Any]) -> Tensor:
+        """The mean over letters."""
+        scores = self(quantised).log_softmax(-1).transpose(0, 1)
+        total = F.ctc_loss(
+            scores,
+            batch["letters"],
+            batch["num_codes"].cpu(),
+            batch["num_letters"].cpu(),
+            reduction="sum",
+            zero_infinity=True,
+        )
+        return total / len(batch["letters"])
+
+
+def spelled(text: str) -> list[int]:
+    """What is said as classes of the reader: marks and capitals cannot be heard."""
+    return [byte + 1 for byte in normalise(text).encode()]
 
 
 class DiTTask(Task):
     """Codes and voice -> mel by flow matching, with guidance dropout.
 
-    The output layer and the gates start at zero, the output's bias at the mean mel, so that the
-    first velocity already points at average speech.
+    fresh: of an untrained network the output layer and the gates start at zero, the output's bias
+    at the mean mel, so that the first velocity already points at average speech. conds: what tells
+    the voices apart; it must be what the voices of the checkpoint will have.
     """
 
     FRAMES, REF_FRAMES = 192, 300
@@ -103,13 +227,26 @@ class DiTTask(Task):
 
     module: DiT
 
-    def __init__(self, module: DiT, streams: list[Stream], ids: list[NDArray[np.int64]]):
+    def __init__(
+        self,
+        module: DiT,
+        streams: list[Stream],
+        ids: list[NDArray[np.int64]],
+        *,
+        conds: Tensor | None = None,
+        fresh: bool = True,
+    ):
         self.module, self.streams, self.ids = module, streams, ids
-        self.conds = conditions(streams)
+        self.conds = conditions(streams) if conds is None else conds
         self.squares: list[Tensor] = []  # of queries and keys, in the forward pass at hand
         for layer in module.transformer_blocks:
-            for linear in (layer.attn.to_q, layer.attn.to_k):
-                linear.register_forward_hook(self._note_square)
+            for linear in (layer.attn.to_q, layer.attn.to_k):  # pyright: ignore
+                linear.register_forward_hook(self._note_square)  # pyright: ignore
+        if fresh:
+            self._start()
+
+    def _start(self) -> None:
+        module, streams = self.module, self.streams
         for name, parameter in module.named_parameters():
             if name.endswith("proj_out.weight") or "norm" in name:  # attn_norm, norm_out
                 nn.init.zeros_(parameter)
@@ -183,29 +320,49 @@ class DiTTask(Task):
 
 
 class VocoderTask(Task):
-    """Mel -> wave: multi-resolution spectra and the mel of the result."""
+    """Mel -> wave: multi-resolution spectra and the mel of the result.
+
+    judged: judges learn to tell its waves from real ones, and it learns to be taken for real, in
+    the same step: each side from the other as it was before the step. One optimizer holds both,
+    with means of their own for every weight, so a resumed run goes on with both.
+    """
 
     FRAMES = 40
+    FOOLING_WEIGHT, FEATURE_WEIGHT = 0.2, 0.4
 
-    module: BigVGAN
-
-    def __init__(self, module: BigVGAN, streams: list[Stream]):
-        self.module, self.streams = module, streams
+    def __init__(self, vocoder: BigVGAN, streams: list[Stream], *, judged: bool = False):
+        self.vocoder, self.streams = vocoder, streams
+        self.module: nn.Module = vocoder
+        self.judges: Judges | None = None
+        if judged:
+            self.judges = Judges()
+            self.module = nn.ModuleDict({"vocoder": vocoder, "judges": self.judges})
 
     def batch(self, rng: np.random.Generator, size: int) -> dict[str, Any]:
         return self._crops(crop_starts(rng, self.streams, frames=self.FRAMES, grid=1, count=size))
 
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        wave = self.module(batch["mel"].transpose(1, 2)).float()
-        spectra = spectral_loss(wave, batch["wave"])
-        mel = (voice_mel(wave) - voice_mel(batch["wave"])).abs().mean()
-        return spectra + 0.5 * mel, {"spectra": spectra, "mel": mel}
+        wave, figures = self._made(batch)
+        loss = figures["spectra"] + 0.5 * figures["mel"]
+        if self.judges is None:
+            return loss, figures
+        real, made = self.judges(batch["wave"]), unmoved(self.judges, wave)
+        judging = judging_loss(real, self.judges(wave.detach()))
+        fooling, features = fooling_loss(made), feature_loss(real, made)
+        loss = loss + self.FOOLING_WEIGHT * fooling + self.FEATURE_WEIGHT * features
+        more = {"judging": judging, "fooling": fooling, "features": features}
+        return loss + judging, figures | more
 
     def evaluate(self) -> dict[str, float]:
         batch = self._crops(held_out_starts(self.streams, frames=self.FRAMES, grid=1))
         batch = to_device(batch, next(self.module.parameters()).device)
-        _, figures = self.loss(batch)
-        return {k: v.item() for k, v in figures.items()}
+        return {k: v.item() for k, v in self._made(batch)[1].items()}
+
+    def _made(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        wave = self.vocoder(batch["mel"].transpose(1, 2)).float()
+        spectra = spectral_loss(wave, batch["wave"])
+        mel = (voice_mel(wave) - voice_mel(batch["wave"])).abs().mean()
+        return wave, {"spectra": spectra, "mel": mel}
 
     def _crops(self, starts: list[tuple[int, int]]) -> dict[str, Any]:
         mels, waves = [], []

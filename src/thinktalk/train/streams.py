@@ -58,12 +58,13 @@ def _stream(folder: Path, corpus: Corpus, voice: str) -> Stream:
     cache = folder / f"mel_{voice}.npy"
     if not cache.exists():
         unfinished = cache.with_suffix(".part.npy")
-        np.save(unfinished, _mel(wave, label=f"mel of {voice}"))
+        np.save(unfinished, mel_of(wave, label=f"mel of {voice}"))
         unfinished.replace(cache)
     return Stream(voice, wave, np.load(cache, mmap_mode="r"), rows)
 
 
-def _mel(wave: NDArray[np.int16], *, label: str) -> NDArray[np.float16]:
+def mel_of(wave: NDArray[np.int16], *, label: str) -> NDArray[np.float16]:
+    """A long recording [n] -> its mel [n/240, 80], without much of it in memory; n > 784."""
     total = len(wave) // VOICE_HOP_SAMPLES
     mel = np.empty((total, 80), np.float16)
     for first in tqdm(range(0, total, CHUNK_FRAMES), desc=label):

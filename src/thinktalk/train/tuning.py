@@ -27,7 +27,7 @@ from thinktalk.adapters import Lora
 from thinktalk.config import OmniConfig
 from thinktalk.model.omni import without_storage
 from thinktalk.parallel import Ranks, join, leave
-from thinktalk.train import command, stages
+from thinktalk.train import command, speech_courses, stages
 from thinktalk.train.checkpoint import best_weights, read_rest
 from thinktalk.train.data import Loader
 from thinktalk.train.feed import Batches
@@ -62,6 +62,7 @@ COURSES: dict[str, Course] = {
     "omni": Course((stages.omni,), prepare, put_back_any, write_adapter, lora=True),
     "long": Course((stages.long,), prepare, put_back_any, write_adapter, lora=True),
     "sft": Course((stages.sft,), prepare, put_back_any, write_adapter, lora=True),
+    **speech_courses.COURSES,
 }
 
 
@@ -189,8 +190,8 @@ def _read(name: str, value: Any, before: Any) -> Any:
         return value
     try:
         if isinstance(before, tuple):
-            words = value.split(",")
-            return tuple(words if isinstance(before[:1], str) else map(float, words))
+            kind = type(before[0]) if before else str
+            return tuple(kind(word) for word in value.split(","))
         if isinstance(before, bool):
             return {"true": True, "false": False}[value.lower()]
         return type(before)(value)

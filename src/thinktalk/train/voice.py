@@ -40,7 +40,7 @@ def voice_print(mel: Floats) -> VoicePrint:
             f"{REF_MEL_FRAMES // 100} s of speech"
         )
     starts = range(0, len(mel) - REF_MEL_FRAMES + 1, REF_MEL_FRAMES // 4)
-    most = max(starts, key=lambda start: _speech(mel[start : start + REF_MEL_FRAMES]).sum())
+    most = max(starts, key=lambda start: spoken(mel[start : start + REF_MEL_FRAMES]).sum())
     return VoicePrint(condition(mel)[None], mel[None, most : most + REF_MEL_FRAMES])
 
 
@@ -50,8 +50,8 @@ def condition(mel: Floats) -> Floats:
     Long-term spectra identify a speaker well enough for a closed set of clean voices, and need no
     network of their own; the official `cond` is the x-vector of an unpublished speaker model.
     """
-    spoken = mel[_speech(mel)].astype(np.float32)
-    mean, spread = spoken.mean(0), spoken.std(0)
+    loud = mel[spoken(mel)].astype(np.float32)
+    mean, spread = loud.mean(0), loud.std(0)
     return np.concatenate(((mean - MEL_MEAN) / MEL_STD, spread / MEL_STD)).astype(np.float32)
 
 
@@ -85,6 +85,7 @@ def load_speech_encoder(folder: Path) -> SpeechTokenizer:
     return tokenizer.eval()
 
 
-def _speech(mel: Floats) -> NDArray[np.bool_]:
+def spoken(mel: Floats) -> NDArray[np.bool_]:
+    """Which frames of a mel [F,80] are not pause: [F]."""
     loudness = mel.astype(np.float32).mean(1)
     return loudness > np.percentile(loudness, 95) - QUIETEST_SPEECH
