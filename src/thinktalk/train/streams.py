@@ -4,6 +4,7 @@ Crops of a stream train tokenizer, DiT and vocoder; slices of it are the Talker'
 ids are computed once and kept beside the corpus.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,20 +48,29 @@ def open_streams(folder: Path) -> list[Stream]:
 
 
 def _stream(folder: Path, corpus: Corpus, voice: str) -> Stream:
-    frame, rows, parts = 0, [], []
+    frame, rows = 0, []
     for row in corpus.rows:
         if row["voice"] == voice:
             frames = row["samples"] // VOICE_HOP_SAMPLES
             rows.append(row | {"frame": frame, "frames": frames})
-            parts.append(corpus.waves[row["start"] : row["start"] + row["samples"]])
             frame += frames
-    wave = np.concatenate(parts)
-    cache = folder / f"mel_{voice}.npy"
-    if not cache.exists():
-        unfinished = cache.with_suffix(".part.npy")
-        np.save(unfinished, mel_of(wave, label=f"mel of {voice}"))
-        unfinished.replace(cache)
-    return Stream(voice, wave, np.load(cache, mmap_mode="r"), rows)
+    wave = _cached(
+        folder / f"wave_{voice}.npy",
+        lambda: np.concatenate(
+            [corpus.waves[row["start"] : row["start"] + row["samples"]] for row in rows]
+        ),
+    )
+    mel = _cached(folder / f"mel_{voice}.npy", lambda: mel_of(wave, label=f"mel of {voice}"))
+    return Stream(voice, wave, mel, rows)
+
+
+def _cached(path: Path, make: Callable[[], NDArray]) -> NDArray:
+    """What `make` gives, read from a file: many processes share its pages."""
+    if not path.exists():
+        unfinished = path.with_suffix(".part.npy")
+        np.save(unfinished, make())
+        unfinished.replace(path)
+    return np.load(path, mmap_mode="r")
 
 
 def mel_of(wave: NDArray[np.int16], *, label: str) -> NDArray[np.float16]:
