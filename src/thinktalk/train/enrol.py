@@ -237,7 +237,7 @@ def _their_mel(wave: Floats) -> Floats:
 def _target(base: Path, model: str | Path, out: Path | None) -> Path:
     """The folder that is changed: the user's own, or a copy."""
     if out is None:
-        if not Path(model).expanduser().is_dir():
+        if base != Path(model).expanduser():
             raise ValueError(
                 f"{model} is not yours to change; give --out for a copy with the voice"
             )

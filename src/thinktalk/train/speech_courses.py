@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -127,7 +128,7 @@ def by_speaker(sources: Sequence[Source]) -> tuple[list[Source], list[float]]:
     So no speaker becomes the one of the texts that others rarely say. Rows that cannot be read go
     with the first speaker: they are reported where all rows are.
     """
-    chosen: list[Source] = []
+    chosen: list[Any] = []
     for source in sources:
         rows: dict[str, list[int]] = defaultdict(list)
         unread = []
