@@ -17,10 +17,10 @@ from thinktalk.media.prompt import Processor, build_prompt
 from thinktalk.media.tokenizer import Tokenizer
 from thinktalk.playroom import talk
 from thinktalk.playroom.dataset import Corpus
+from thinktalk.train.examples import IGNORED
+from thinktalk.train.packing import grown
 
-IGNORED = -100  # label of a token that is not learned
 SPEECH_PROMPT_SHARE = 0.6  # of conversations without a system prompt of their own
-LENGTH_GRID = 32  # few distinct shapes: kernels are compiled for each
 
 
 @dataclass(frozen=True)
@@ -117,21 +117,3 @@ def collate(dialogues: list[Dialogue], *, pad_id: int) -> dict[str, torch.Tensor
         "labels": torch.from_numpy(labels),
         "lengths": torch.tensor([len(d.ids) for d in dialogues]),
     }
-
-
-def grown(length: int) -> int:
-    """The next length on the grid."""
-    return -(-length // LENGTH_GRID) * LENGTH_GRID
-
-
-def learned_rows(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """labels int64 [B,T] -> flat places [n] of the labels that count, and those labels [n].
-
-    n is rounded up with places that are IGNORED, again for few distinct shapes.
-    """
-    flat = labels.flatten()
-    places = (flat != IGNORED).nonzero()[:, 0]
-    missing = -len(places) % (8 * LENGTH_GRID)
-    ignored = (flat == IGNORED).nonzero()[:missing, 0]
-    places = torch.cat((places, ignored))
-    return places, flat[places]

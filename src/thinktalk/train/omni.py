@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from thinktalk import adapters
 from thinktalk.model.thinker import Thinker
-from thinktalk.train.conversations import learned_rows
 from thinktalk.train.drift import Drift
 from thinktalk.train.examples import IGNORED
 from thinktalk.train.feed import Batches
 from thinktalk.train.job import Job, Tensors, put_back
 from thinktalk.train.losses import token_losses
+from thinktalk.train.packing import learned_rows
 from thinktalk.train.reading import read
 from thinktalk.train.stages import RowStage
 from thinktalk.train.trainer import Task, to_device

@@ -215,3 +215,16 @@ def cumulative_lengths(segments: Tensor) -> Tensor:
 def grown(length: int) -> int:
     """The next length on the grid."""
     return -(-length // LENGTH_GRID) * LENGTH_GRID
+
+
+def learned_rows(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """labels int64 [B,T] -> flat places [n] of the labels that count, and those labels [n].
+
+    n is rounded up with places that are IGNORED, again for few distinct shapes.
+    """
+    flat = labels.flatten()
+    places = (flat != IGNORED).nonzero()[:, 0]
+    missing = -len(places) % (8 * LENGTH_GRID)
+    ignored = (flat == IGNORED).nonzero()[:missing, 0]
+    places = torch.cat((places, ignored))
+    return places, flat[places]

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from thinktalk.model.talker import Talker, prompt_rows
 from thinktalk.model.thinker import Thinker
-from thinktalk.train.conversations import learned_rows
 from thinktalk.train.examples import IGNORED
-from thinktalk.train.packing import talker_rows
+from thinktalk.train.packing import learned_rows, talker_rows
 from thinktalk.train.reading import read
 
 RANDOM_IDS, NEAR_IDS = 0.06, 0.12  # shares of input ids replaced by any id, by a grid neighbour

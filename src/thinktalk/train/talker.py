@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from thinktalk.model.talker import Talker
 from thinktalk.model.thinker import Thinker
-from thinktalk.train.conversations import learned_rows
 from thinktalk.train.examples import IGNORED
 from thinktalk.train.losses import token_losses
+from thinktalk.train.packing import learned_rows
 from thinktalk.train.speaking import CodecClasses, Said, VoiceRows, num_said, speak, think
 from thinktalk.train.trainer import Task, to_device
 
@@ -85,7 +85,7 @@ class TalkerTask(Task):
         return loss, figures
 
     def weight(self, batch: dict[str, Any]) -> float:
-        return num_said(batch)
+        return max(num_said(batch), 1.0) if self.joint else num_said(batch)
 
     def evaluate(self) -> dict[str, float]:
         """The same figures, over all held-out ids alike."""
