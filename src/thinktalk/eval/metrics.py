@@ -68,7 +68,7 @@ def pauses(samples: np.ndarray, *, sample_hz: int) -> list[tuple[float, float]]:
     gaps = np.flatnonzero(np.diff(sounding) * FRAME_S > SHORTEST_PAUSE_S)
     first = sounding[0]
     return [
-        ((sounding[g] + 1 - first) * FRAME_S, (sounding[g + 1] - first) * FRAME_S)
+        (float(sounding[g] + 1 - first) * FRAME_S, float(sounding[g + 1] - first) * FRAME_S)
         for g in gaps.tolist()
     ]
 

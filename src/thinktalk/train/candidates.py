@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from thinktalk.eval.metrics import normalise, pause_errors, word_errors
-from thinktalk.generate import Thought, load_processor, load_tokenizer, render, talk, think
+from thinktalk.generate import Thought, load_processor, load_tokenizer, render, think
 from thinktalk.media.chat import SPEECH_SYSTEM_PROMPT
 from thinktalk.media.encode import write_wav
 from thinktalk.media.mel import VOICE_HZ
@@ -35,6 +35,7 @@ from thinktalk.train.rows import Row
 from thinktalk.train.shards import REMOTE, Member, Source, chained, content, open_source
 from thinktalk.train.speech_command import PLAYROOM, WORDS
 from thinktalk.train.survey import BAD_ROW_ERRORS, reason_of
+from thinktalk.train.takes import takes
 from thinktalk.weights import LoadedModel
 
 CANDIDATES, PAIRS, SUMMARY = "candidates.jsonl", "pairs.jsonl", "summary.json"
@@ -257,7 +258,6 @@ def _judge(
         system=SPEECH_SYSTEM_PROMPT,
         tools=row.tools,
     )
-    judged = []
     with torch.inference_mode():
         if text is None:
             thought = Thought(model.omni, prompt, max_text_tokens=max_text_tokens)
@@ -270,17 +270,14 @@ def _judge(
         wanted = ear.spell(text).split()
         if not wanted:
             raise ValueError("the reply has no words; write what is said")
-        for sample in range(samples):
-            codes = list(
-                talk(
-                    thought,
-                    voice=model.voices[voice],
-                    sampling=sampling,
-                    seed=seed + SEED_STEP * number + sample,
-                    max_codec_ids=SPARE_IDS + IDS_PER_LETTER * len(text),
-                )
-            )
-            judged.append(_heard(model, codes, voice, text, wanted, ear))
+        drawn = takes(
+            thought,
+            voice=model.voices[voice],
+            sampling=sampling,
+            seeds=[seed + SEED_STEP * number + sample for sample in range(samples)],
+            max_codec_ids=SPARE_IDS + IDS_PER_LETTER * len(text),
+        )
+        judged = [_heard(model, codes, voice, text, wanted, ear) for codes in drawn]
     return Judged(messages, list(row.tools), text, voice, len(wanted), judged)
 
 
