@@ -37,7 +37,7 @@ def launch(kind: BrowserType, microphone: Path, *, allowed: bool = True) -> Brow
         headless=True,
         chromium_sandbox=False,  # for those who test as root
         args=[
-            "--use-fake-device-for-media-stream",
+            "--use-fake-device-for-media-stream=device-count=2",  # cameras
             f"--use-file-for-fake-audio-capture={microphone}%noloop",
             f"--use-fake-ui-for-media-stream{'' if allowed else '=deny'}",
             "--disable-background-networking",

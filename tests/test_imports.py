@@ -18,6 +18,7 @@ GENERATE = "config options media model sampling weights"
 TABLE = {
     "config": ("config", "", ""),
     "options": ("options", "", "torch"),
+    "command": ("command", "", "torch"),
     "media": (
         "media.__init__ media.source media.decode media.encode media.mel media.image media.film"
         " media.video media.tokenizer media.chat media.prompt",
@@ -71,9 +72,9 @@ TABLE = {
         "",
     ),
     "eval": (
-        "eval.__init__ eval.run eval.tasks eval.times eval.voices eval.live eval.recogniser"
-        " eval.latency eval.harness",
-        "config options media playroom generate live.api eval.metrics",
+        "eval.__init__ eval.command eval.run eval.tasks eval.times eval.voices eval.live"
+        " eval.recogniser eval.latency eval.harness",
+        "command config options media playroom generate live.api eval.metrics",
         "",
     ),
     "export": ("export", "config model weights", ""),
@@ -86,13 +87,13 @@ TABLE = {
         "",
     ),
     "serve": (
-        "serve.__init__ serve.app serve.schema serve.limits serve.guard serve.fetch serve.sources"
-        " serve.sessions serve.metrics serve.filters serve.reply serve.chat serve.speech"
-        " serve.transcriptions serve.realtime serve.realtime_config serve.realtime_items"
-        " serve.realtime_state serve.realtime_events serve.realtime_reply"
+        "serve.__init__ serve.command serve.app serve.schema serve.limits serve.guard serve.fetch"
+        " serve.sources serve.sessions serve.metrics serve.filters serve.reply serve.chat"
+        " serve.speech serve.transcriptions serve.realtime serve.realtime_config"
+        " serve.realtime_items serve.realtime_state serve.realtime_events serve.realtime_reply"
         " serve.realtime_commands serve.realtime_desk serve.realtime_responses serve.outbox"
-        " serve.g711 serve.webrtc serve.cluster",
-        "live.api options media config",
+        " serve.g711 serve.ice serve.webrtc serve.cluster",
+        "command live.api options media config",
         "torch",
     ),
     "talk": ("talk", "media options config", "torch"),

@@ -18,10 +18,10 @@ def spent(stage: Stage) -> tuple[int, int]:
     return stage.engine.counters["talker_steps"], stage.engine.counters["voice_blocks"]
 
 
-def ask(session: LiveSession, words: str, **options: bool) -> None:
+def ask(session: LiveSession, words: str, *, speak: bool = True) -> None:
     session.push_text(words)
     session.commit(respond=False)
-    session.respond(**options)
+    session.respond(speak=speak)
 
 
 def test_a_written_reply_in_a_spoken_conversation(stage: Stage) -> None:

@@ -10,7 +10,7 @@ import wave
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -19,9 +19,12 @@ import thinktalk
 from thinktalk import __main__ as command_line
 from thinktalk import terminal
 from thinktalk.__main__ import main
+from thinktalk.eval import command as eval_command
 from thinktalk.eval import run as eval_run
 from thinktalk.live.engine import Engine
 from thinktalk.media.chat import SPEECH_SYSTEM_PROMPT
+from thinktalk.serve import command as serve_command
+from thinktalk.serve.fetch import Remote
 from thinktalk.train import assemble, command, plot, recipe, tuning
 
 ROOT = Path(__file__).parents[1]
@@ -46,8 +49,9 @@ def test_spelled_out_names() -> None:
     """--help lists, without importing them, what the code has."""
     assert command.SPARK_STAGES.keys() == recipe.STAGES.keys()
     assert command.COURSES.keys() == tuning.COURSES.keys()
-    assert command_line.SUITES == eval_run.SUITES
-    assert tuple(eval_run.groups()) == command_line.GROUPS
+    assert eval_command.SUITES == eval_run.SUITES
+    assert tuple(eval_run.groups()) == eval_command.GROUPS
+    assert get_args(Remote) == serve_command.REMOTE
     known: set[str] = set()
     for stage, (_, earlier) in command.SPARK_STAGES.items():
         assert known >= {*earlier} >= {*recipe.BUILDS_ON.get(stage, ())}

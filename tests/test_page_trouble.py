@@ -198,7 +198,8 @@ def test_everything_has_a_name_and_an_order(page: Page) -> None:
         page.keyboard.press("Tab")
         order.append(page.evaluate("document.activeElement.id"))
         assert len(order) < 30
-    wanted = ["quiet", "fresh", "voice", "persona", "turns", "pauseMs", "interrupt", "key"]
+    wanted = ["quiet", "fresh", "voice", "persona", "turns", "pauseMs", "interrupt"]
+    wanted += ["microphone", "loudspeaker", "key"]
     assert order == [*wanted, "talk", "camera", "screen", "attach", "words", "send"]
     assert page.locator("#notices").get_attribute("role") == "alert"
     assert page.locator("#state").get_attribute("role") == "status"

@@ -5,7 +5,7 @@ becomes embeddings, the Thinker writes, the Talker turns its states into codec i
 turns those into sound.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -103,19 +103,12 @@ def generate(
     )
     with torch.inference_mode():
         thought = Thought(omni, prompt, max_text_tokens=max_text_tokens, rearrange=positions)
-        text_ids: list[int] = []
-        decoder, spoken = tokenizer.incremental_decoder(), SpokenIds()
-        for token in think(thought, sampling=text, seed=seed):
-            text_ids.append(token)
-            piece = decoder.push(token)
-            spoken.push(piece)
-            _tell(on_text, piece)
-        _tell(on_text, decoder.finish())
+        ids = think(thought, sampling=text, seed=seed)
+        text_ids, num_spoken = write(ids, tokenizer=tokenizer, on_text=on_text)
         codec_ids: list[int] = []
         audio = np.zeros(0, np.float32)
         if chosen is not None:
-            spoken.finish()
-            del thought.reply_rows[spoken.count :]
+            del thought.reply_rows[num_spoken:]
             codec_ids += talk(
                 thought, voice=chosen, sampling=speech, seed=seed, max_codec_ids=max_codec_ids
             )
@@ -211,6 +204,22 @@ def think(thought: Thought, *, sampling: Sampling, seed: int) -> Iterator[int]:
         yield int(token.item())
         if step == 0 or step + 1 < thought.limit:
             hidden = thought.feed(token)
+
+
+def write(
+    ids: Iterable[int], *, tokenizer: Tokenizer, on_text: Callable[[str], None] | None
+) -> tuple[list[int], int]:
+    """Tells the text of ids as they come -> all of them, and how many of them are to be spoken."""
+    text_ids: list[int] = []
+    decoder, spoken = tokenizer.incremental_decoder(), SpokenIds()
+    for token in ids:
+        text_ids.append(token)
+        piece = decoder.push(token)
+        spoken.push(piece)
+        _tell(on_text, piece)
+    _tell(on_text, decoder.finish())
+    spoken.finish()
+    return text_ids, spoken.count
 
 
 def talk(

@@ -26,6 +26,7 @@ from thinktalk.live.api import Engine
 from thinktalk.serve.chat import Chat
 from thinktalk.serve.fetch import Remote
 from thinktalk.serve.guard import Guard, Secrets, refuse
+from thinktalk.serve.ice import IceServer
 from thinktalk.serve.limits import MB, App, Limits, Patience, Receive, Scope, Send, read_body
 from thinktalk.serve.metrics import Metrics
 from thinktalk.serve.realtime import Realtime
@@ -77,17 +78,21 @@ TRANSCRIPTION_FORM = {
 @dataclass(frozen=True)
 class ServeOptions:
     """keys: API keys that are accepted; none means that everyone is. origins: of foreign pages
-    that may use the server, "*" for all. remote: which addresses media may be fetched from."""
+    that may use the server, "*" for all. remote: which addresses media may be fetched from.
+    ice_servers: for WebRTC."""
 
     max_sessions: int = 8
     keys: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
     remote: Remote = "public"
+    ice_servers: tuple[IceServer, ...] = ()
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
         if self.remote not in get_args(Remote):
             raise ValueError(f"remote is {self.remote!r}; use {', '.join(get_args(Remote))}")
+        if self.ice_servers and webrtc is None:
+            raise ValueError("ICE servers are for WebRTC; pip install 'thinktalk[serve,webrtc]'")
 
 
 def run(engine: Engine, options: ServeOptions, *, host: str, port: int) -> None:
@@ -117,7 +122,8 @@ def create_app(engine: Engine, options: ServeOptions | None = None) -> FastAPI:
     realtime = Realtime(
         sessions, sources=sources, metrics=metrics, max_sessions=options.max_sessions
     )
-    calls = None if webrtc is None else webrtc.Calls(realtime)
+    ice_servers = options.ice_servers
+    calls = None if webrtc is None else webrtc.Calls(realtime, ice_servers=ice_servers)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -145,7 +151,8 @@ def create_app(engine: Engine, options: ServeOptions | None = None) -> FastAPI:
     _post(app, "/v1/audio/speech", speech.say, schema=SpeechRequest)
     _post(app, "/v1/audio/transcriptions", transcriptions.transcribe, schema=None)
 
-    _add_realtime(app, realtime=realtime, calls=calls, secrets=secrets)
+    _add_secrets(app, realtime=realtime, secrets=secrets, ice_servers=ice_servers)
+    _add_realtime(app, realtime=realtime, calls=calls)
     paths = [route.path for route in app.routes if isinstance(route, Route)]
     app.add_middleware(Counted, metrics=metrics, paths=paths)
     if WEB.is_dir():
@@ -153,8 +160,10 @@ def create_app(engine: Engine, options: ServeOptions | None = None) -> FastAPI:
     return app
 
 
-def _add_realtime(app: FastAPI, *, realtime: Realtime, calls: Any, secrets: Secrets) -> None:
-    """The Realtime dialect: keys for browsers, the WebSocket, WebRTC where it is installed."""
+def _add_secrets(
+    app: FastAPI, *, realtime: Realtime, secrets: Secrets, ice_servers: Sequence[IceServer]
+) -> None:
+    """Keys for browsers, and what else they need to know before they call."""
 
     async def client_secrets(request: Request) -> Response:
         asked = parsed(SecretRequest, await read_body(request, realtime.limits))
@@ -162,10 +171,16 @@ def _add_realtime(app: FastAPI, *, realtime: Realtime, calls: Any, secrets: Secr
         config = realtime.first_config(session)
         key, expires_at = secrets.create(asked.expires_after.seconds, session)
         wire = config.wire(session=new_id("sess_"), model=realtime.model)
-        return JSONResponse({"value": key, "expires_at": expires_at, "session": wire})
+        answer: dict[str, Any] = {"value": key, "expires_at": expires_at, "session": wire}
+        if ice_servers:
+            answer["ice_servers"] = [server.wire() for server in ice_servers]
+        return JSONResponse(answer)
 
     _post(app, "/v1/realtime/client_secrets", client_secrets, schema=SecretRequest)
 
+
+def _add_realtime(app: FastAPI, *, realtime: Realtime, calls: Any) -> None:
+    """The Realtime dialect: the WebSocket, and WebRTC where it is installed."""
     if calls is not None:
         add = app.add_api_route
         add("/v1/realtime/calls", calls.create, methods=["POST"], tags=["realtime"])

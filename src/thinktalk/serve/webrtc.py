@@ -11,12 +11,18 @@ import json
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
-from aiortc import RTCConfiguration, RTCDataChannel, RTCPeerConnection, RTCSessionDescription
+from aiortc import (
+    RTCConfiguration,
+    RTCDataChannel,
+    RTCIceServer,
+    RTCPeerConnection,
+    RTCSessionDescription,
+)
 from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
 from av.audio.frame import AudioFrame
 from av.audio.resampler import AudioResampler
@@ -27,6 +33,7 @@ from starlette.responses import Response
 
 from thinktalk.media.encode import to_pcm16
 from thinktalk.media.mel import VOICE_HZ
+from thinktalk.serve.ice import IceServer
 from thinktalk.serve.limits import Limits, bounded, in_time
 from thinktalk.serve.realtime import GOING_AWAY, Call, Realtime, obey
 from thinktalk.serve.realtime_desk import apply, wire_session
@@ -114,8 +121,8 @@ class Playback(MediaStreamTrack):
 class Calls:
     """The endpoint, and the calls that are going on."""
 
-    def __init__(self, realtime: Realtime):
-        self.realtime = realtime
+    def __init__(self, realtime: Realtime, *, ice_servers: Sequence[IceServer] = ()):
+        self.realtime, self.ice_servers = realtime, ice_servers
         self.limits: Limits = realtime.limits
         self.going_on: dict[str, Connection] = {}
 
@@ -126,7 +133,9 @@ class Calls:
         call = await self.realtime.open(self.realtime.first_config(setup), wait=True)
         self.realtime.forget(call)  # cannot be taken up again, by another kind of connection
         del call.state.extras["resume"]
-        connection = Connection(call, on_end=lambda: self.going_on.pop(name, None))
+        connection = Connection(
+            call, ice_servers=self.ice_servers, on_end=lambda: self.going_on.pop(name, None)
+        )
         name = new_id("rtc_")
         self.going_on[name] = connection
         try:
@@ -138,6 +147,8 @@ class Calls:
             call.end(GOING_AWAY)
             raise
         headers = {"Location": f"/v1/realtime/calls/{name}"}
+        if self.ice_servers:
+            headers["Link"] = ", ".join(server.link() for server in self.ice_servers)
         return Response(answer, 201, headers=headers, media_type="application/sdp")
 
     async def hang_up(self, request: Request) -> Response:
@@ -174,9 +185,10 @@ class Calls:
 class Connection:
     """One peer: its tracks, its channel, and the call they belong to."""
 
-    def __init__(self, call: Call, *, on_end: Callable[[], Any]):
+    def __init__(self, call: Call, *, ice_servers: Sequence[IceServer], on_end: Callable[[], Any]):
         self.call, self._on_end = call, on_end
-        self.peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+        servers = [RTCIceServer(**server.wire()) for server in ice_servers]
+        self.peer = RTCPeerConnection(RTCConfiguration(iceServers=servers))
         self.playback = Playback(on_event=self._playback_event, on_cut=self._cut)
         call.state.player = self.playback
         self._tasks: set[asyncio.Task[None]] = set()

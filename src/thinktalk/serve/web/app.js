@@ -1,14 +1,15 @@
 // The page: its buttons and keys -> the dialogue, and what happens there -> its captions, figures
 // and sentences. Everything else is in the file that has its name.
 
-import { Camera } from "./camera.js";
 import { Conversation } from "./conversation.js";
+import { DeviceLists } from "./devices.js";
 import { Dialogue } from "./dialogue.js";
 import { Figures } from "./figures.js";
 import { History } from "./history.js";
 import { Notices, sentence } from "./notices.js";
 import { ConnectionError } from "./realtime.js";
 import { Settings } from "./settings.js";
+import { Stage } from "./stage.js";
 import { Strip } from "./strip.js";
 import { Tray } from "./tray.js";
 
@@ -17,10 +18,24 @@ const at = (id) => document.getElementById(id);
 const notices = new Notices(at("notices"));
 const figures = new Figures(at("figures"));
 const settings = new Settings({ form: at("settings"), onchange: settingChanged });
-const history = new History({ list: at("history"), voice: () => settings.voice || "Reply" });
+const history = new History({
+  list: at("history"),
+  voice: () => settings.voice || "Reply",
+  loudspeaker: () => settings.devices.loudspeaker,
+});
+const fields = { microphone: at("microphone"), loudspeaker: at("loudspeaker") };
+const lists = new DeviceLists({ fields, chosen: settings.devices });
 const strip = new Strip({ canvas: document.querySelector("#strip canvas"), meter: at("level") });
 const tray = new Tray({ list: at("tray"), onerror: (text) => notices.show(text) });
-const camera = new Camera({ preview: at("preview"), onend: showCamera });
+const { camera } = new Stage({
+  at,
+  devices: settings.devices,
+  on: {
+    begin: (source) => notices.clear(source),
+    error: complain,
+    camera: (id) => settings.chooseCamera(id),
+  },
+});
 const conversation = new Conversation({
   onchange: turnChanged,
   onremove: (turn) => history.remove(turn),
@@ -92,7 +107,8 @@ let wakeLock = null; // a phone's screen stays on while one talks
 
 async function microphoneChanged(open) {
   showTalk();
-  if (!open) strip.take(0, 0);
+  if (open) lists.load(); // now they have names
+  else strip.take(0, 0);
   const lock = open ? navigator.wakeLock?.request("screen").catch(() => null) : null;
   (await wakeLock)?.release();
   wakeLock = lock;
@@ -168,27 +184,6 @@ document.ondrop = (event) => {
   tray.add([...event.dataTransfer.files]);
 };
 
-for (const source of ["camera", "screen"]) {
-  at(source).onclick = async () => {
-    notices.clear(source);
-    try {
-      if (camera.source === source) camera.close();
-      else await camera.open(source);
-    } catch (error) {
-      complain(error, source);
-    }
-    showCamera();
-  };
-}
-
-function showCamera() {
-  for (const source of ["camera", "screen"]) {
-    at(source).setAttribute("aria-pressed", String(camera.source === source));
-  }
-  at("stage").hidden = !camera.source;
-  at("seen").textContent = camera.source === "screen" ? "Sharing the screen" : "Camera on";
-}
-
 // ---- options
 
 async function settingChanged(name) {
@@ -196,8 +191,21 @@ async function settingChanged(name) {
     if ((await settings.load()) !== 200) return;
     notices.clear("connection");
     if (dialogue.microphone.isOpen) connect();
-  } else dialogue.update(name);
+  } else if (name in settings.devices) changeDevice(name);
+  else dialogue.update(name);
   if (name === "turns") showTalk();
+}
+
+async function changeDevice(name) {
+  const { microphone, replies } = dialogue;
+  notices.clear(name);
+  try {
+    if (name === "loudspeaker") await replies.speaker.setDevice(settings.devices.loudspeaker);
+    else if (microphone.isOpen) await microphone.reopen();
+  } catch (error) {
+    if (!microphone.isOpen) microphoneChanged(false);
+    complain(error, name);
+  }
 }
 
 at("options").onclick = () => {
@@ -283,4 +291,5 @@ function askForKey(message) {
 settings.load().then((status) => {
   if (status === 401 || status === 403) askForKey();
 });
+dialogue.replies.speaker.setDevice(settings.devices.loudspeaker);
 showTalk();

@@ -1,14 +1,16 @@
 // The camera or the screen: a preview on the page, and JPEG frames of it for the model.
 
+import { ask } from "./devices.js";
+
 const FRAME_SIDE = 448; // pixels of the longer side: a frame is worth about 16 x 16 tokens
 const STILL_SIDE = 1344; // a single picture may cost more, and small print can be read
 const JPEG_QUALITY = 0.8;
 
 export class Camera {
-  /** preview: a <video> element. onend: the user ended it outside the page. */
-  constructor({ preview, onend }) {
-    this.preview = preview;
-    this.onend = onend;
+  /** preview: a <video> element. device(): the id of the wanted camera, if any. onend: the user
+      ended it outside the page. */
+  constructor({ preview, device, onend }) {
+    Object.assign(this, { preview, device, onend });
     this.canvas = document.createElement("canvas");
     this.stream = null;
     this.source = null; // "camera", "screen" or null
@@ -19,6 +21,7 @@ export class Camera {
   async open(source) {
     if (this.opening) return;
     this.opening = true;
+    if (source === this.source) this.close(); // phones open one camera at a time
     try {
       const stream = await this.#ask(source);
       this.close();
@@ -29,6 +32,11 @@ export class Camera {
     } finally {
       this.opening = false;
     }
+  }
+
+  /** The id of the camera that is on. */
+  get deviceId() {
+    return this.stream?.getVideoTracks()[0].getSettings().deviceId;
   }
 
   close() {
@@ -57,7 +65,7 @@ export class Camera {
     if (!media) throw new DOMException("no camera on an insecure page", "SecurityError");
     const video = { width: { ideal: 640 }, height: { ideal: 480 }, frameRate: { ideal: 15 } };
     if (source === "camera") {
-      return media.getUserMedia({ video: { ...video, facingMode: "environment" } });
+      return ask("video", { ...video, facingMode: "environment" }, this.device());
     }
     if (!media.getDisplayMedia) {
       throw new DOMException("this browser shares no screen", "NotSupportedError");

@@ -19,7 +19,8 @@ const MOST_UNSENT_FRAMES = 500; // 10 s of what is said while there is no connec
 // Not worth a word to the user: the reply was over before it could be stopped.
 const HARMLESS_ERRORS = new Set(["response_cancel_not_active"]);
 
-/** settings: {voice, persona, turns: "automatic" | "judged" | "held", pauseMs, interrupt, key}.
+/** settings: {voice, persona, turns: "automatic" | "judged" | "held", pauseMs, interrupt, key,
+    devices}.
     on: what the page wants to know: state(state, detail), microphone(open), pressed(held),
     thinking(whether a reply was begun of which nothing is known yet), level(0..1),
     report(speaker's figures), latency(ms), notice(sentence). */
@@ -27,6 +28,7 @@ export class Dialogue {
   constructor({ settings, camera, conversation, on }) {
     Object.assign(this, { settings, camera, conversation, on });
     this.microphone = new Microphone({
+      device: () => settings.devices.microphone,
       onframe: (frame) => this.#hear(frame),
       onlost: () => this.#microphoneLost(),
     });
@@ -46,7 +48,7 @@ export class Dialogue {
     this.ear = new Ear();
     this.sent = 0; // samples: the session's clock
     this.nextFrameMs = 0;
-    this.speechFromMs = 0;
+    this.speechFromMs = this.pressedAtMs = 0;
     this.active = null; // the response that the server is making
     this.spoke = false; // whether this session has spoken yet
     this.stale = new Set(); // responses that were interrupted: their late events count no more
@@ -81,6 +83,7 @@ export class Dialogue {
     this.realtime.send({ type: "input_audio_buffer.clear" });
     this.speechFromMs = toMs(this.sent);
     for (const frame of this.preroll.splice(0)) this.#send(frame);
+    this.pressedAtMs = toMs(this.sent);
     await this.interrupt({ cancel: true });
   }
 
@@ -90,7 +93,7 @@ export class Dialogue {
     this.pressed = false;
     this.on.pressed(false);
     await this.realtime.connect(); // at once, as a rule; then what waited for it has been sent
-    if (toMs(this.sent) - this.speechFromMs < SHORTEST_SPEECH_MS) {
+    if (toMs(this.sent) - this.pressedAtMs < SHORTEST_SPEECH_MS) {
       this.realtime.send({ type: "input_audio_buffer.clear" });
       return this.on.notice("Hold the button as long as you speak.");
     }

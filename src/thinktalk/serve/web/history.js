@@ -7,9 +7,10 @@ import { joined, wavBytes } from "./sound.js";
 const NEAR_THE_END_PX = 120; // whoever scrolled further up is reading: leave the page there
 
 export class History {
-  /** list: the <ol>; voice(): the name under which replies appear. */
-  constructor({ list, voice }) {
-    Object.assign(this, { list, voice });
+  /** list: the <ol>; voice(): the name under which replies appear; loudspeaker(): the id of the one
+      that replays them, if one was chosen. */
+  constructor({ list, voice, loudspeaker }) {
+    Object.assign(this, { list, voice, loudspeaker });
     this.entries = new Map(); // id -> {row, ...the elements that change}
     this.player = null; // the <audio> that replays, one at a time
     this.saved = 0;
@@ -75,6 +76,7 @@ export class History {
     this.player?.stop();
     if (!again) return;
     const audio = new Audio(href);
+    audio.setSinkId?.(this.loudspeaker()).catch(() => {});
     const stop = () => {
       audio.pause();
       button.textContent = "Play";

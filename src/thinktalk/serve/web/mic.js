@@ -1,11 +1,13 @@
 // The microphone: opened with echo cancellation, it calls onframe({pcm, level}) every 20 ms.
 
+import { ask } from "./devices.js";
+
 export class Microphone {
-  /** onframe: pcm is Int16Array [480] at 24 kHz, level its root mean square, 0..1. onlost: the
-      device went away (unplugged, or the permission was taken back). */
-  constructor({ onframe, onlost }) {
-    this.onframe = onframe;
-    this.onlost = onlost;
+  /** device(): the id of the wanted microphone, if any. onframe: pcm is Int16Array [480] at 24 kHz,
+      level its root mean square, 0..1. onlost: the device went away (unplugged, or the permission
+      was taken back). */
+  constructor({ device = () => "", onframe, onlost }) {
+    Object.assign(this, { device, onframe, onlost });
     this.context = null;
     this.opening = null; // a promise, so that two clicks ask for one microphone
   }
@@ -18,6 +20,12 @@ export class Microphone {
   open() {
     this.opening ??= this.#start().finally(() => (this.opening = null));
     return this.opening;
+  }
+
+  /** Goes on with the microphone that is wanted now. */
+  async reopen() {
+    this.close();
+    await this.open();
   }
 
   close() {
@@ -35,14 +43,13 @@ export class Microphone {
     if (!navigator.mediaDevices?.getUserMedia) {
       throw new DOMException("no microphone on an insecure page", "SecurityError");
     }
-    const stream = await navigator.mediaDevices.getUserMedia({
-      audio: {
-        channelCount: 1,
-        echoCancellation: true, // or the model hears itself and interrupts itself
-        noiseSuppression: true,
-        autoGainControl: true,
-      },
-    });
+    const constraints = {
+      channelCount: 1,
+      echoCancellation: true, // or the model hears itself and interrupts itself
+      noiseSuppression: true,
+      autoGainControl: true,
+    };
+    const stream = await ask("audio", constraints, this.device());
     // At the device's own rate: not every browser connects a microphone to a context of another.
     const context = new AudioContext({ latencyHint: "interactive" });
     try {

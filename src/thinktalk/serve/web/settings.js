@@ -1,4 +1,4 @@
-// What the user chose: voice, persona, how turns end, the key; kept in this browser.
+// What the user chose: voice, persona, how turns end, devices, the key; kept in this browser.
 
 import { element } from "./element.js";
 import { authorization } from "./realtime.js";
@@ -6,15 +6,17 @@ import { authorization } from "./realtime.js";
 const STORED = "thinktalk";
 
 export class Settings {
-  /** form: its fields are named voice, persona, turns, pauseMs, interrupt and key.
-      onchange(name): the user changed a field. */
+  /** form: its fields are named voice, persona, turns, pauseMs, interrupt, microphone,
+      loudspeaker and key. onchange(name): the user changed a field. */
   constructor({ form, onchange }) {
     this.fields = form.elements;
     this.model = undefined; // the server's own, once it said so
+    this.devices = { microphone: "", loudspeaker: "", camera: "" }; // ids; "": the browser's choice
     this.#restore();
     form.onsubmit = (event) => event.preventDefault();
     form.oninput = () => this.#showPause();
     form.onchange = ({ target }) => {
+      if (target.name in this.devices) this.devices[target.name] = target.value;
       this.#keep();
       onchange(target.name);
     };
@@ -45,6 +47,12 @@ export class Settings {
     return this.fields.key.value.trim();
   }
 
+  /** What is chosen outside the form. */
+  chooseCamera(deviceId) {
+    this.devices.camera = deviceId;
+    this.#keep();
+  }
+
   /** Asks the server what it offers; returns the HTTP status, 0 if it cannot be reached. */
   async load() {
     const headers = authorization(this.key);
@@ -73,14 +81,16 @@ export class Settings {
   }
 
   #keep() {
-    const { voice, persona, turns, pauseMs, interrupt } = this;
-    localStorage.setItem(STORED, JSON.stringify({ voice, persona, turns, pauseMs, interrupt }));
+    const { voice, persona, turns, pauseMs, interrupt, devices } = this;
+    const kept = { voice, persona, turns, pauseMs, interrupt, devices };
+    localStorage.setItem(STORED, JSON.stringify(kept));
     sessionStorage.setItem(STORED, this.key); // a key does not outlive the tab
   }
 
   #restore() {
     const kept = JSON.parse(localStorage.getItem(STORED) ?? "{}");
     this.wantedVoice = kept.voice;
+    Object.assign(this.devices, kept.devices);
     for (const name of ["persona", "turns", "pauseMs"]) {
       if (kept[name] !== undefined) this.fields[name].value = kept[name];
     }

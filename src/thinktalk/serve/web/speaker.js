@@ -12,6 +12,7 @@ export class Speaker {
     this.played = new Map(); // item -> samples that left the queue
     this.stops = new Map(); // number of a request -> what waits for its answer
     this.quiet = false;
+    this.device = "";
   }
 
   get isOpen() {
@@ -55,6 +56,13 @@ export class Speaker {
     if (this.gain) this.gain.gain.setTargetAtTime(quiet ? 0 : 1, this.context.currentTime, 0.01);
   }
 
+  /** The loudspeaker to play on, "" for the browser's choice; rejects if it is not there. Some
+      browsers let nobody choose. */
+  async setDevice(device) {
+    this.device = device;
+    await this.context?.setSinkId?.(device);
+  }
+
   async #start() {
     if (this.isOpen) return this.context.resume();
     // The replies' own rate: the browser brings it to the device's, and a played sample is one of
@@ -69,6 +77,8 @@ export class Speaker {
     const gain = new GainNode(context, { gain: this.quiet ? 0 : 1 });
     node.connect(gain).connect(context.destination);
     Object.assign(this, { context, node, gain });
+    // What was chosen some other day may be gone: then it is the browser's choice.
+    if (this.device) await context.setSinkId?.(this.device).catch(() => {});
     await context.resume();
   }
 
