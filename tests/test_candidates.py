@@ -2,19 +2,26 @@
 
 import json
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import small_talk
+import torch
 
 from thinktalk.eval.metrics import pause_errors, pauses
+from thinktalk.generate import Thought, talk
+from thinktalk.media.prompt import Prompt
+from thinktalk.options import OFFICIAL_SPEECH
 from thinktalk.playroom import speech
 from thinktalk.train import candidates
 from thinktalk.train.candidates import Ear, RecogniserError, command_ear, draw_pairs, pair_of
 from thinktalk.train.shards import open_source
-from thinktalk.weights import LoadedModel
+from thinktalk.train.takes import takes
+from thinktalk.weights import LoadedModel, load
 
 ROWS = [
     small_talk.coded("say it", "one two three", [1], "Ethan"),
@@ -79,6 +86,25 @@ def test_an_interrupted_draw_goes_on_and_draws_the_same(model: LoadedModel, tmp_
     assert path.read_text() == (tmp_path / "whole" / "candidates.jsonl").read_text()
     with pytest.raises(ValueError, match="drawn from other rows or otherwise"):
         draw_pairs(model, open_source(ROWS), path.parent, ear=Ear(first), samples=2)
+
+
+def test_takes_side_by_side_are_those_of_generation(model: LoadedModel) -> None:
+    """Also where some end early: the untrained Talker is made to stop now and then."""
+    omni = load(model.folder).omni
+    stop = omni.talker.config.tts_codec_end_token_id
+    with torch.inference_mode():
+        hello = Prompt(np.array([257, 40, 41, 42], np.int64))
+        thought = Thought(omni, hello, max_text_tokens=4)
+        for token in (50, 51, 52):
+            thought.feed(torch.tensor([token]))
+        sampling, voice = replace(OFFICIAL_SPEECH, temperature=1.5), model.voices["Ethan"]
+        drawn = partial(talk, thought, voice=voice, sampling=sampling, max_codec_ids=70)
+        codes = list(drawn(seed=3))
+        omni.talker.codec_head.weight[stop] = 1.02 * omni.talker.codec_head.weight[codes[5]]
+        alone = [list(drawn(seed=seed)) for seed in range(5)]
+        together = takes(thought, voice=voice, sampling=sampling, seeds=range(5), max_codec_ids=70)
+    assert together == alone
+    assert len({len(codes) for codes in alone}) > 1
 
 
 def test_replies_alike_and_silent_ones_make_no_pair() -> None:
