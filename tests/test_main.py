@@ -215,6 +215,8 @@ def test_train_stage(
     assert main(["train", "spark", "--only", "vocoder", *folders, "--device", "toaster"]) == 2
     assert main(["train", "spark", *folders]) == 2
     assert "Give --out" in capsys.readouterr().err
+    assert main(["train", "spark", *folders, "--out", "o", "--minutes", "3"]) == 2
+    assert "give --only" in capsys.readouterr().err
 
 
 def test_train_everything_and_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -181,10 +182,12 @@ def run_train_spark(options: argparse.Namespace) -> None:
             name, data=data, run=folder, device=options.device, minutes=options.minutes
         )
         print(f"{name} is {'done' if done else 'not done: the same command continues it'}")
-    elif options.out is not None:
-        recipe.train_spark(data=data, run=folder, out=options.out, device=options.device)
-    else:
+    elif options.out is None:
         raise ValueError("where shall the checkpoint go? Give --out, or --only STAGE")
+    elif math.isfinite(options.minutes):
+        raise ValueError("--minutes ends a leg of one stage; give --only STAGE with it")
+    else:
+        recipe.train_spark(data=data, run=folder, out=options.out, device=options.device)
 
 
 def run_train_data(options: argparse.Namespace) -> None:
