@@ -155,6 +155,15 @@ class Stage:
         assert all(reply is None or reply.ended for reply in self.engine._slots)
 
 
+def goes_on(stage: Stage, who: LiveSession) -> None:
+    """A session that still does what it is for."""
+    who.push_text("Still there?")
+    who.commit()
+    [said] = stage.replies(stage.told(who))
+    assert said.done.status in ("completed", "incomplete") and len(said.codec_ids) == 14
+    stage.check(who)
+
+
 def of_kind(events: Iterable[api.Event], kind: type) -> list[Any]:
     return [event for event in events if isinstance(event, kind)]
 

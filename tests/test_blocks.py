@@ -134,10 +134,15 @@ def test_what_is_read_can_be_written_elsewhere() -> None:
     append(pool, row, list(range(N + 5)))
     other = pool_of(4)
     append(other, Row(), [1])
-    copy = other.write(*pool.read(row))
+    copy, empty = Row(), Row()
+    other.write(copy, *pool.read(row))
     assert stored(other, copy) == list(range(N + 5)) and other.num_free == 1
-    empty = other.write(*pool.read(Row()))
+    other.write(empty, *pool.read(Row()))
     assert (empty.blocks, empty.length) == ([], 0)
+    with pytest.raises(OutOfBlocksError):
+        other.write(empty, *pool.read(row))
+    other.write(copy, *pool.read(row))
+    assert stored(other, copy) == list(range(N + 5)) and other.num_free == 1
 
 
 class Pool(RuleBasedStateMachine):

@@ -8,24 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from live_stage import SHORT, Stage, load, names, of_kind, push
+from live_stage import SHORT, Stage, goes_on, load, names, of_kind, push
 from omni_cases import sound
 
-from thinktalk.live import api, conversation, session
+from thinktalk.live import api, conversation, draft, replies, session
 from thinktalk.live.engine import Engine
 from thinktalk.live.session import LiveSession
 
 PICTURE = np.zeros((56, 56, 3), np.uint8)
 Act = Callable[[LiveSession], Any]
-
-
-def goes_on(stage: Stage, who: LiveSession) -> None:
-    """A session that still does what it is for."""
-    who.push_text("Still there?")
-    who.commit()
-    [said] = stage.replies(stage.told(who))
-    assert said.done.status in ("completed", "incomplete") and len(said.codec_ids) == 14
-    stage.check(who)
 
 
 # ---- bad input
@@ -144,84 +135,7 @@ def test_what_goes_wrong_ends_that_session_only(stage: Stage, monkeypatch, caplo
     goes_on(stage, twin)
 
 
-# ---- room
-
-
-def small(tiny_checkpoint: Callable[[str], Path], **options: Any) -> Stage:
-    return Stage(load(tiny_checkpoint("7b")), **options)
-
-
-def test_a_full_cache_shortens_a_reply(tiny_checkpoint) -> None:
-    """There is no room for all of it: it ends there; its neighbour is not touched."""
-    stage = small(tiny_checkpoint, max_sessions=2, cache_positions=64 * 7)
-    one = stage.open(max_codec_ids=5)
-    stage.run()
-    other = stage.open()
-    one.say("x" * 400)
-    stage.run(20)
-    other.push_text("x" * 90)
-    other.commit(respond=False)
-    [said] = stage.replies(stage.told(one))
-    assert (said.done.status, said.done.reason) == ("incomplete", "context_full")
-    assert 40 < len(said.text_ids) < 300
-    assert names(stage.told(other)) == ["TurnCommitted"]
-    stage.check(one)
-    stage.check(other)
-    one.close()
-    stage.run()
-    stage.of(other).settings = stage.open().settings
-    goes_on(stage, other)
-    stage.close()
-
-
-def test_a_full_talker_cache_ends_speech(tiny_checkpoint) -> None:
-    stage = small(tiny_checkpoint, max_sessions=1, cache_positions=64 * 5)
-    who = stage.open(max_text_tokens=3, max_codec_ids=300)
-    who.push_text("What?")
-    who.commit()
-    [said] = stage.replies(stage.told(who))
-    assert (said.done.status, said.done.reason) == ("incomplete", "context_full")
-    assert 100 < len(said.codec_ids) < 200
-    stage.check(who)
-    stage.close()
-
-
-def test_a_full_cache_forgets_old_turns(tiny_checkpoint) -> None:
-    stage = small(tiny_checkpoint, max_sessions=1, cache_positions=64 * 7)
-    who = stage.open(system="Short.")
-    for number in range(4):
-        who.push_text(f"{number}: " + "x" * 100)
-        who.commit(item=f"{number}", respond=False)
-    events = stage.told(who)
-    [dropped] = of_kind(events, api.HistoryDropped)
-    assert dropped.items == ("0", "1", "2") and dropped.positions > 300
-    assert not of_kind(events, api.Failed)
-    goes_on(stage, who)
-    stage.close()
-
-
-def test_a_turn_that_no_cache_can_hold(tiny_checkpoint) -> None:
-    """It is told and forgotten, once; what was asked about it is over."""
-    stage = small(tiny_checkpoint, max_sessions=1, cache_positions=64 * 6)
-    who = stage.open(system="Short.")
-    who.push_text("x" * 600)
-    who.commit(item="long")
-    events = stage.told(who)
-    told = ["TurnCommitted", "ResponseStarted", "ResponseDone", "Failed", "ItemDeleted"]
-    assert names(events)[:5] == told and stage.replies(events)[0].done.status == "failed"
-    [failed] = of_kind(events, api.Failed)
-    assert failed.code == "cache_full" and "cache_positions" in failed.message
-    goes_on(stage, who)
-    stage.close()
-
-
-def test_a_session_without_room_for_itself(tiny_checkpoint) -> None:
-    stage = small(tiny_checkpoint, max_sessions=2, cache_positions=64)
-    who = stage.open()
-    events = stage.told(who)
-    assert names(events) == ["Failed", "Failed", "Closed"]
-    assert of_kind(events, api.Failed)[-1].fatal
-    stage.close()
+# ---- too much to keep up with
 
 
 def test_nobody_takes_the_events(stage: Stage, monkeypatch) -> None:
@@ -253,6 +167,31 @@ def test_commands_pile_up(stage: Stage, monkeypatch) -> None:
     events = stage.told(who)
     assert [f.code for f in of_kind(events, api.Failed)] == ["overloaded"] * 2
     assert stage.of(who).draft.composer.words == "user\nxxxx", "opening was the fifth"
+    goes_on(stage, who)
+
+
+def test_much_waits_for_the_end_of_a_sound(stage: Stage, monkeypatch) -> None:
+    monkeypatch.setattr(draft, "MAX_LATER", 2)
+    who = stage.open()
+    push(who, sound(0.5))
+    for word in ("One. ", "Two. ", "Three."):
+        who.push_text(word)
+    stage.failure(who, "overloaded")
+    who.commit(respond=False)
+    stage.told(who)
+    assert "One. Two. <|im_end|>" in stage.text_of(who)
+    goes_on(stage, who)
+
+
+def test_many_replies_are_wanted(stage: Stage, monkeypatch) -> None:
+    monkeypatch.setattr(replies, "MAX_WANTED", 2)
+    who = stage.open()
+    for word in ("One.", "Two.", "Three.", "Four."):
+        who.push_text(word)
+        who.commit()
+    events = stage.told(who)
+    assert [f.code for f in of_kind(events, api.Failed)] == ["overloaded"]
+    assert len(stage.replies(events)) == 3
     goes_on(stage, who)
 
 
@@ -288,7 +227,7 @@ def test_a_failing_batch_ends_its_sessions(
     who = engine.open(**SHORT)
     who.push_text("What?")
     who.commit()
-    assert "ResponseDone" in [type(event).__name__ for event in who.events(timeout_s=2)]
+    assert next(event for event in who.events() if isinstance(event, api.ResponseDone))
     engine.close()
     while engine.prefixes.drop():
         pass
@@ -307,7 +246,7 @@ def test_impossible_engines(stage: Stage, options: dict[str, Any]) -> None:
 @pytest.fixture
 def narrow(tiny_checkpoint, monkeypatch) -> Stage:
     """A session may have 700 positions, of which 595 are filled before turns are forgotten."""
-    stage = small(tiny_checkpoint, max_sessions=1)
+    stage = Stage(load(tiny_checkpoint("7b")), max_sessions=1)
     monkeypatch.setattr(conversation.Conversation, "_context", 700)
     return stage
 

@@ -1,12 +1,15 @@
 """Turns of real speech: when replies begin, count, are thrown away, and are cut in on."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
 from live_speech import CHUNK, PAUSE_S, VAD, live, paused, question
 from live_stage import Said, Stage, names, of_kind
 from spoken import HZ, clips, hear, said, silence, talk
+from torch import Tensor
 
 import thinktalk
 from thinktalk.live import api
@@ -267,3 +270,30 @@ def test_completeness_is_the_certainty_of_the_first_words(stage: Stage) -> None:
     assert early is not None and early.judged
     assert replies.last is not None and len(replies.last.confidence) == 4
     assert all(value <= 0 for value in replies.last.confidence)
+
+
+@pytest.mark.parametrize("nothing", [0.01, 0.4, 0.9])
+def test_what_is_answered_with_nothing_is_not_complete(
+    stage: Stage, monkeypatch, nothing: float
+) -> None:
+    """A model that is sure of its words, once it says any: the pause ends the turn the later, the
+    more likely the reply is empty."""
+    vocab = stage.model.config.thinker_config.text_config.vocab_size
+    stop = stage.model.config.thinker_config.eos_token_id
+    judged: list[float] = []
+
+    def logits(hidden: Tensor) -> Tensor:
+        first = stage.engine.counters["thinker_steps"] == 1
+        rows = torch.full((len(hidden), vocab), -torch.inf)
+        rows[:, 40] = math.log(1 - nothing) if first else 0.0
+        rows[:, stop] = math.log(nothing) if first else -torch.inf
+        return rows
+
+    monkeypatch.setattr(stage.engine.passes.thinker, "logits", logits)
+    session = stage.open(turn_detection=SemanticVad())
+    monkeypatch.setattr(stage.of(session).listener, "judge", lambda c: judged.append(c) or [])
+    live(stage, session, question()[: paused()])
+    certainty = 0.9 if nothing == 0.9 else (1 - nothing) ** (1 / 4)
+    assert judged == [pytest.approx(certainty * (1 - nothing), rel=1e-5)]
+    reply = stage.of(session).replies.last
+    assert reply is not None and bool(reply.text_ids) == (nothing < 0.5)

@@ -36,7 +36,7 @@ class BlockPool:
         device: torch.device | str,
     ):
         self.cache = KVCache(config, num_blocks=num_blocks, dtype=dtype, device=device)
-        self.device = device
+        self.device = torch.device(device)
         self._free = list(range(num_blocks - 1, -1, -1))
         self._users = [0] * num_blocks
 
@@ -101,11 +101,11 @@ class BlockPool:
         tables = [row.blocks + [0] * (width - len(row.blocks)) for row in rows]
         starts = [row.length for row in rows]
 
-        def tensor(values: object) -> Tensor:
-            return torch.tensor(values, device=self.device)
-
         return StepPlan(
-            tensor(tables), tensor(starts), tensor(list(counts)), max(starts) + max(counts)
+            send(tables, self.device),
+            send(starts, self.device),
+            send(list(counts), self.device),
+            max(starts) + max(counts),
         )
 
     def read(self, row: Row) -> tuple[Tensor, Tensor]:
@@ -113,15 +113,14 @@ class BlockPool:
         places = self._places(row)
         return self.cache.keys[:, places].cpu(), self.cache.values[:, places].cpu()
 
-    def write(self, keys: Tensor, values: Tensor) -> Row:
-        """A new row with what `read` gave."""
-        row = Row()
+    def write(self, row: Row, keys: Tensor, values: Tensor) -> None:
+        """Puts what `read` gave into an empty row."""
+        self.release(row)
         self.reserve(row, keys.shape[1])
         row.length = keys.shape[1]
         places = self._places(row)
         self.cache.keys[:, places] = keys.to(self.cache.keys)
         self.cache.values[:, places] = values.to(self.cache.values)
-        return row
 
     def _places(self, row: Row) -> Tensor:
         blocks = torch.tensor(row.blocks, dtype=torch.int64, device=self.device)
@@ -143,3 +142,12 @@ class BlockPool:
         assert self._users[block] >= 0, block
         if not self._users[block]:
             self._free.append(block)
+
+
+def send(numbers: object, device: torch.device) -> Tensor:
+    """A tensor of the CPU, or nested lists of numbers, as a tensor on the device; nothing waits for
+    what the device does meanwhile."""
+    values = torch.as_tensor(numbers)
+    if device.type == "cuda":  # only from pinned memory is that certain
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)

@@ -85,13 +85,12 @@ class Conversation:
         """Words, or a medium with its markers, for the open turn."""
         if isinstance(content, str) and self._is_too_long(content):
             return
-        if self.early is not None:
-            self.draft.later.append(content)
-        elif self.sounding:
+        if self.early is None and not self.sounding:
+            return self.draft.put(content)
+        if self.early is None:
             self.draft.open()
-            self.draft.later.append(content)
-        else:
-            self.draft.put(content)
+        if not self.draft.wait(content):
+            self.fail("overloaded", "too much waits for the end of the open sound; commit it first")
 
     def add(self, prompt: Prompt, *, role: str, item: str, after: str | None = None) -> None:
         """A whole message."""
@@ -136,8 +135,7 @@ class Conversation:
 
     def respond(self, request: Request) -> None:
         self.forget_early()
-        active = self.replies.current
-        if active is not None:
+        if (active := self.replies.current) is not None:
             return self.fail(
                 "conversation_already_has_active_response",
                 "Conversation already has an active response in progress: "
@@ -157,8 +155,7 @@ class Conversation:
 
     def truncate(self, item_id: str, audio_ms: int) -> None:
         self.forget_early()
-        item = self._find(item_id)
-        if item is None:
+        if (item := self._find(item_id)) is None:
             return
         if not item.was_spoken or self._speaks(item):
             message = "Only model output audio messages can be truncated, once they are over"
@@ -171,8 +168,7 @@ class Conversation:
 
     def delete(self, item_id: str) -> None:
         self.forget_early()
-        item = self._find(item_id)
-        if item is None:
+        if (item := self._find(item_id)) is None:
             return
         if item is self.draft.item or self._speaks(item):
             message = f"{item_id} is not finished; commit or cancel it first"
@@ -299,33 +295,34 @@ class Conversation:
 
     def make_room(self) -> None:
         """Forgets the oldest turns when the context is nearly full; between replies only."""
-        reply = self.replies.current
-        if self.memory.num_known <= CONTEXT_SHARE * self._context:
-            return
-        if self.early is not None or (reply is not None and reply.began):
+        if self._is_busy or self.memory.num_known <= CONTEXT_SHARE * self._context:
             return
         target = int(KEPT_SHARE * self._context)
         self._forget_oldest(target)
         excess = self.memory.length - target
         if self.memory.length <= self._context - MIN_REPLY:
             return
-        message = "this turn is longer than the context of the model"
-        remedy = "End turns earlier, or show fewer or smaller pictures"
+        message = "this turn is longer than the context of the model; {} forgotten. End turns"
+        message += " earlier, or show fewer or smaller pictures"
         if self.memory.shorten_last(excess):
-            self.fail("turn_too_long", f"{message}; its oldest part is forgotten. {remedy}")
+            self.fail("turn_too_long", message.format("its oldest part is"))
         else:
-            self._forget_last("turn_too_long", f"{message}; it is forgotten. {remedy}")
+            self._forget_last("turn_too_long", message.format("it is"))
+
+    def forget_old(self) -> bool:
+        """Frees blocks of a full cache without harm to what goes on; False if that cannot be."""
+        return not self._is_busy and self._forget_oldest(self.memory.length // 2)
 
     def give_way(self) -> bool:
-        """Frees blocks of the cache, which is full; False if nothing is left to be given up."""
-        message = "the engine's cache is full; close sessions, or raise cache_positions"
-        if self.replies.current is not None and self.replies.current.began:
+        """Frees blocks of a full cache whatever it costs; False if there is nothing to give up."""
+        if self.early is not None:
+            self.forget_early()
+        elif self._is_busy:
             self.replies.finish("incomplete", "context_full")
-            return True
-        self.forget_early()
-        if self._forget_oldest(self.memory.length // 2):
-            return True
-        return self._forget_last("cache_full", f"{message}. This turn is forgotten")
+        elif not self.forget_old():
+            message = "the engine's cache is full; close sessions, or raise cache_positions"
+            return self._forget_last("cache_full", f"{message}. This turn is forgotten")
+        return True
 
     def _forget_oldest(self, target: int) -> bool:
         gone = self.memory.forget_oldest(target)
@@ -341,9 +338,9 @@ class Conversation:
         self.listener.clear()
         self.sounding = False
         self.replies.wanted.clear()
+        gone = self.memory.items[1:]
         if self.replies.current is not None:
             self.replies.finish("failed", "error")
-        gone = self.memory.items[1:]
         del self.memory.items[1:]
         self.memory.sync()
         self.fail(code, message)
@@ -352,6 +349,12 @@ class Conversation:
         return bool(gone)
 
     # ---- small things
+
+    @property
+    def _is_busy(self) -> bool:
+        """A reply has begun, or may have to be undone."""
+        reply = self.replies.current
+        return self.early is not None or (reply is not None and reply.began)
 
     @property
     def _context(self) -> int:

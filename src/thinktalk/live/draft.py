@@ -21,6 +21,7 @@ from thinktalk.media.video import video_patches
 
 WINDOW_S = 2.0
 FRAMES_PER_SECOND = 100  # of mel
+MAX_LATER = 64  # texts and media that wait for the end of the open sound
 
 Content = str | Prompt  # words, or a medium with its markers
 
@@ -64,6 +65,13 @@ class Draft:
         else:
             self.composer.add(content)
         self.memory.add(item, self.composer.take())
+
+    def wait(self, content: Content) -> bool:
+        """Keeps what follows the open sound; False if too much is kept already."""
+        fits = len(self.later) < MAX_LATER
+        if fits:
+            self.later.append(content)
+        return fits
 
     def hear(self, mel: np.ndarray, *, start_s: float) -> None:
         """Sound [128,F] of at most 2 s, with the camera's frames of the same time."""

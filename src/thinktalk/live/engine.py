@@ -17,8 +17,9 @@ import torch
 from thinktalk.live import scheduler
 from thinktalk.live.blocks import BlockPool, OutOfBlocksError, Row
 from thinktalk.live.conversation import Conversation
+from thinktalk.live.graphs import Graphs
 from thinktalk.live.passes import Chosen, Passes
-from thinktalk.live.sessions import Sessions
+from thinktalk.live.sessions import NO_ROOM, Sessions
 from thinktalk.live.speak import Reply
 from thinktalk.model.cache import BLOCK_POSITIONS
 from thinktalk.model.dit import Solver
@@ -26,6 +27,7 @@ from thinktalk.weights import LoadedModel
 
 IDLE_S = 0.5  # the longest sleep of a thread that nobody wakes
 DEFAULT_POSITIONS = 8192  # cache positions per session, unless the context is shorter
+REPLY_END = 8  # positions kept for the end of a reply, should the cache be full by then
 
 log = logging.getLogger(__name__)
 
@@ -46,31 +48,16 @@ class Engine(Sessions):
         cache_positions: int | None = None,
         solver: Solver = "euler",
         voice_rows: int | None = None,
+        graphs: bool | None = None,
         thread: bool = True,
         **options: Any,
     ):
         """cache_positions: of each cache, shared by all sessions (default: 8192 a session, or the
-        context). voice_rows: replies whose voice is rendered in one tick at most. thread=False: the
-        engine works when `step` is called, or while somebody waits for events. Further options: see
-        Sessions."""
-        context = model.config.thinker_config.text_config.max_position_embeddings
-        positions = max_sessions * min(context, DEFAULT_POSITIONS)
-        if cache_positions is not None:
-            positions = cache_positions
-        if positions < 1:
-            raise ValueError(
-                f"{max_sessions} sessions and {positions} cache positions are no engine; use at"
-                " least 1 of each (max_sessions, cache_positions)"
-            )
-        thinker_pool, talker_pool = (
-            BlockPool(
-                config,
-                num_blocks=-(-positions // BLOCK_POSITIONS),
-                dtype=model.omni.thinker.dtype,
-                device=model.device,
-            )
-            for config in (model.config.thinker_config.text_config, model.config.talker_config)
-        )
+        context). voice_rows: replies whose voice is rendered in one tick at most. graphs: whether
+        steps run on fixed buffers, as CUDA graphs (see graphs.py; by default on CUDA only).
+        thread=False: the engine works when `step` is called, or while somebody waits for events.
+        Further options: see Sessions."""
+        thinker_pool, talker_pool = _pools(model, max_sessions, cache_positions)
         super().__init__(
             model,
             max_sessions=max_sessions,
@@ -78,6 +65,7 @@ class Engine(Sessions):
             talker_pool=talker_pool,
             **options,
         )
+        graphs = model.device.type == "cuda" if graphs is None else graphs
         slots = 2 * max_sessions  # as many transcriptions may go on beside
         self.passes = Passes(
             model,
@@ -85,6 +73,7 @@ class Engine(Sessions):
             thinker_pool=thinker_pool,
             talker_pool=talker_pool,
             solver=solver,
+            graphs=Graphs(model.device) if graphs else None,
         )
         self.voice_rows = voice_rows or (2 if model.device.type == "cpu" else 32)
         self.counters: Counter[str] = Counter()
@@ -121,24 +110,15 @@ class Engine(Sessions):
         if pieces:
             self.counters["encoded_pieces"] += len(pieces)
             self.passes.encode(pieces)
+        thinker, talker = self.memory_pools
         prompts = scheduler.to_prefill(conversations)
-        prompts = [
-            (memory, spans)
-            for memory, spans in prompts
-            if self._reserve(
-                self.memory_pools[0], memory.thinker_row, sum(s.stop - s.start for s in spans)
-            )
-        ]
-        if prompts:
+        counts = [sum(span.stop - span.start for span in spans) for _, spans in prompts]
+        if self._reserve(thinker, [memory.thinker_row for memory, _ in prompts], counts):
             self.passes.prefill(prompts)
-            count = sum(s.stop - s.start for _, spans in prompts for s in spans)
-            self.counters["prefill_positions"] += count
-        tracks = [
-            (memory, count)
-            for memory, count in scheduler.to_tell(conversations)
-            if self._reserve(self.memory_pools[1], memory.talker_row, count)
-        ]
-        if tracks:
+            self.counters["prefill_positions"] += sum(counts)
+        tracks = scheduler.to_tell(conversations)
+        rows, counts = [memory.talker_row for memory, _ in tracks], [count for _, count in tracks]
+        if self._reserve(talker, rows, counts):
             self.passes.tell(tracks)
         for conversation in conversations:
             self.prefixes.keep(conversation.memory)
@@ -159,33 +139,30 @@ class Engine(Sessions):
 
     def _think(self, conversations: Sequence[Conversation]) -> Chosen | None:
         work = scheduler.to_think(conversations)
-        work = [
-            (memory, reply)
-            for memory, reply in work
-            if reply.to_feed is None or self._reserve(self.memory_pools[0], memory.thinker_row, 1)
-        ]
-        self.counters["thinker_steps"] += bool(work)
-        return self.passes.think(work) if work else None
+        rows = [memory.thinker_row for memory, _ in work]
+        if not self._reserve(self.memory_pools[0], rows, [1 + REPLY_END] * len(rows)):
+            return None
+        self.counters["thinker_steps"] += 1
+        return self.passes.think(work)
 
     def _speak(self, conversations: Sequence[Conversation]) -> Chosen | None:
-        work = [
-            (memory, reply)
-            for memory, reply in scheduler.to_speak(conversations)
-            if self._reserve(self.memory_pools[1], memory.talker_row, 2)
-        ]
-        self.counters["talker_steps"] += bool(work)
-        return self.passes.speak(work) if work else None
+        work = scheduler.to_speak(conversations)
+        rows = [memory.talker_row for memory, _ in work]
+        if not self._reserve(self.memory_pools[1], rows, [2] * len(rows)):
+            return None
+        self.counters["talker_steps"] += 1
+        return self.passes.speak(work)
 
     def _publish(
         self, conversations: Sequence[Conversation], thoughts: Chosen | None, speech: Chosen | None
     ) -> bool:
         """Hands the chosen ids on: the one place that waits for the device."""
         owners = {id(c.replies.current): c for c in conversations}
-        if thoughts is not None:
+        if thoughts is not None and thoughts.log_probabilities is not None:
             values = zip(thoughts.ids.tolist(), thoughts.log_probabilities.tolist(), strict=True)
-            for reply, (token, log_probability) in zip(thoughts.replies, values, strict=True):
+            for reply, (token, (of_it, of_stop)) in zip(thoughts.replies, values, strict=True):
                 if not reply.ended:  # for want of room it may have, since it was chosen
-                    owners[id(reply)].replies.text_chosen(token, log_probability)
+                    owners[id(reply)].replies.text_chosen(token, of_it, of_stop)
                     owners[id(reply)].judge()
         if speech is not None:
             stop_ids = self.model.config.talker_config.stop_ids
@@ -256,27 +233,45 @@ class Engine(Sessions):
 
     # ---- room in the caches
 
-    def _reserve(self, pool: BlockPool, row: Row, count: int) -> bool:
-        """Room for `count` more positions, if need be in place of kept prefixes. False, and the
-        row's conversation has given something up, if there is none."""
-        while True:
-            try:
-                pool.reserve(row, count)
-                return True
-            except OutOfBlocksError:
-                if not self.prefixes.drop():
-                    self._give_up(row)
-                    return False
+    def _reserve(self, pool: BlockPool, rows: Sequence[Row], counts: Sequence[int]) -> bool:
+        """Makes room for so many more positions of every row, if need be in place of kept prefixes.
+        False if there is nothing to do, or somebody had to give way: then it is done next tick."""
+        for row, count in zip(rows, counts, strict=True):
+            while True:
+                try:
+                    pool.reserve(row, count)
+                    break
+                except OutOfBlocksError:
+                    if not self.prefixes.drop():
+                        self._make_way(pool, row)
+                        return False
+        return bool(rows)
 
-    def _give_up(self, row: Row) -> None:
-        owner = next(
-            c
-            for c in list(self.conversations.values())
-            if row is c.memory.thinker_row or row is c.memory.talker_row
-        )
+    def _make_way(self, pool: BlockPool, row: Row) -> None:
+        """Whoever holds more than a fair share of a full cache forgets old turns. If nobody can, a
+        transcription goes; else a reply or a turn, of the one that needs room if that wants more
+        than its share, or of the fullest. If there is none, the one that needs room ends."""
         self._gave_way = True
-        if not owner.give_way():
-            self.abort(owner, "the engine's cache has no room for this session; try again later")
+
+        def wanted(conversation: Conversation) -> tuple[bool, int]:
+            memory = conversation.memory
+            own = memory.thinker_row if pool is memory.thinker else memory.talker_row
+            blocks = len(own.blocks) + (own is row)
+            return conversation.owner is not None and blocks > 0, blocks
+
+        everybody = sorted(list(self.conversations.values()), key=wanted, reverse=True)
+        share = False, pool.num_blocks // self.max_sessions
+        greedy = [c for c in everybody if wanted(c) > share]
+        if any(conversation.forget_old() for conversation in greedy):
+            return
+        needy = next(
+            c for c in everybody if row is c.memory.thinker_row or row is c.memory.talker_row
+        )
+        fullest = everybody[0]
+        if fullest.owner is not None:
+            self.abort(fullest, NO_ROOM)
+        elif not (needy if needy in greedy else fullest).give_way():
+            self.abort(needy, NO_ROOM)
 
     def stats(self) -> dict[str, float]:
         replies = [c.replies.current for c in list(self.conversations.values())]
@@ -292,6 +287,31 @@ class Engine(Sessions):
             "talker_blocks_free": self.memory_pools[1].num_free,
             "blocks": self.memory_pools[0].num_blocks,
         }
+
+
+def _pools(
+    model: LoadedModel, max_sessions: int, cache_positions: int | None
+) -> tuple[BlockPool, BlockPool]:
+    """The caches of Thinker and Talker."""
+    config = model.config.thinker_config.text_config
+    positions = cache_positions
+    if positions is None:
+        positions = max_sessions * min(config.max_position_embeddings, DEFAULT_POSITIONS)
+    if positions < 1:
+        raise ValueError(
+            f"{max_sessions} sessions and {positions} cache positions are no engine; use at"
+            " least 1 of each (max_sessions, cache_positions)"
+        )
+    thinker_pool, talker_pool = (
+        BlockPool(
+            decoder,
+            num_blocks=-(-positions // BLOCK_POSITIONS),
+            dtype=model.omni.thinker.dtype,
+            device=model.device,
+        )
+        for decoder in (config, model.config.talker_config)
+    )
+    return thinker_pool, talker_pool
 
 
 def _close(engine: "weakref.ref[Engine]") -> None:

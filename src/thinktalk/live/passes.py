@@ -12,10 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from thinktalk.live.blocks import BlockPool
+from thinktalk.live.blocks import BlockPool, send
+from thinktalk.live.graphs import Graphs
 from thinktalk.live.history import Piece
 from thinktalk.live.memory import Memory, Span
 from thinktalk.live.speak import Reply
+from thinktalk.live.steps import Steps
 from thinktalk.model.audio import num_tokens
 from thinktalk.model.dit import Solver
 from thinktalk.model.talker import prompt_rows
@@ -28,11 +30,12 @@ Speaker = tuple[Memory, Reply]
 
 @dataclass(frozen=True)
 class Chosen:
-    """ids int64 [B] and their log-probabilities [B], still on the device, by reply."""
+    """ids int64 [B] by reply, still on the device; for text also log-probabilities [B,2]: of the
+    id, and of the stop id."""
 
     replies: list[Reply]
     ids: Tensor
-    log_probabilities: Tensor
+    log_probabilities: Tensor | None = None
 
 
 class Passes:
@@ -44,14 +47,22 @@ class Passes:
         thinker_pool: BlockPool,
         talker_pool: BlockPool,
         solver: Solver = "euler",
+        graphs: Graphs | None = None,
     ):
-        """num_slots: replies that may be in progress at the same time."""
+        """num_slots: replies that may be in progress at the same time. graphs: runs the steps that
+        come again and again."""
         omni = model.omni
         self.thinker, self.talker, self.token2wav = omni.thinker, omni.talker, omni.token2wav
         self.thinker_pool, self.talker_pool = thinker_pool, talker_pool
         self.device, config = model.device, omni.config
-        self.media_ids = torch.tensor(self.thinker.config.media_token_ids, device=self.device)
         self.schedule = self.token2wav.code2wav_dit_model.schedule(solver)
+        self.steps = Steps(
+            omni,
+            thinker_pool=thinker_pool,
+            talker_pool=talker_pool,
+            schedule=self.schedule,
+            graphs=graphs,
+        )
         self.voices = self.token2wav.new_state(num_slots, self.schedule)
         self.codec_head = self.talker.usable_head(
             num_codes=config.token2wav_config.dit_config.num_embeds
@@ -60,8 +71,16 @@ class Passes:
         self.seen_text = torch.zeros(num_slots, text_vocab, dtype=torch.bool, device=self.device)
         shape = num_slots, len(self.codec_head.ids)
         self.seen_codec = torch.zeros(shape, dtype=torch.bool, device=self.device)
+        talker = config.talker_config
+        history = (
+            talker.tts_codec_mask_token_id,
+            talker.tts_codec_pad_token_id,
+            talker.tts_codec_start_token_id,
+        )
+        self.codec_history = torch.isin(
+            self.codec_head.ids, torch.tensor(history, device=self.device)
+        )
         with torch.inference_mode():
-            talker = config.talker_config
             ends = torch.tensor(
                 [talker.tts_text_end_token_id, talker.tts_text_pad_token_id], device=self.device
             )
@@ -77,7 +96,7 @@ class Passes:
 
     def encode(self, pieces: Sequence[Piece]) -> None:
         """Fills the features of pieces that have media."""
-        mels = [mel.to(self.device) for piece in pieces for mel in piece.mels]
+        mels = [send(mel, self.device) for piece in pieces for mel in piece.mels]
         sizes = [sum(num_tokens(mel.shape[1]) for mel in piece.mels) for piece in pieces]
         audio = _split(self.thinker.encode_audio(mels), sizes)
         images = self._encode_patches([piece.images for piece in pieces])
@@ -87,7 +106,7 @@ class Passes:
 
     def _encode_patches(self, items: list[list[tuple[Tensor, Tensor]]]) -> list[Tensor | None]:
         merge = self.thinker.config.vision_config.spatial_merge_size**2
-        every = [(p.to(self.device), grid.to(self.device)) for of in items for p, grid in of]
+        every = [(send(patches, self.device), grid) for of in items for patches, grid in of]
         sizes = [sum(int(grid.prod()) // merge for _, grid in of) for of in items]
         return _split(self.thinker.encode_patches(every), sizes)
 
@@ -101,7 +120,7 @@ class Passes:
         embeddings, places = _batch([e for e, _ in rows]), _batch_positions(positions)
         hidden = self.thinker(
             embeddings,
-            positions=places.to(self.device),
+            positions=send(places, self.device),
             cache=self.thinker_pool.cache,
             plan=self.thinker_pool.plan([memory.thinker_row for memory, _ in work], counts),
         )
@@ -116,7 +135,7 @@ class Passes:
         waiting = [_first_rows(memory, count) for memory, count in work]
         self.talker(
             _batch([tracks for tracks, _ in waiting]),
-            positions=_batch_positions([p for _, p in waiting]).to(self.device),
+            positions=send(_batch_positions([p for _, p in waiting]), self.device),
             cache=self.talker_pool.cache,
             plan=self.talker_pool.plan([memory.talker_row for memory, _ in work], counts),
         )
@@ -124,22 +143,24 @@ class Passes:
             memory.told(count)
 
     def _embed(self, spans: list[Span]) -> tuple[Tensor, Tensor]:
-        """Embeddings [n,C] of spans, and which of them are placeholders, bool [n]."""
-        embeddings, media = [], []
-        for span in spans:
-            if span.piece.is_plain:
-                ids = torch.tensor(span.piece.ids[span.start : span.stop], device=self.device)
-                embeddings.append(self.thinker.embed(ids))
-                media.append(torch.zeros_like(ids, dtype=torch.bool))
-                continue
-            ids, rows = span.piece.part(span.start, span.stop, self.thinker.config)
-            ids = ids.to(self.device)
-            audio, images, videos = rows
-            embeddings.append(
-                self.thinker.embed_prompt(ids, audio=audio, images=images, videos=videos)
-            )
-            media.append(torch.isin(ids, self.media_ids))
-        return torch.cat(embeddings), torch.cat(media)
+        """Embeddings [n,C] of spans, and which of them are placeholders, bool [n].
+
+        As Thinker.embed_prompt, but what it must know of the ids is found out on the host.
+        """
+        media_ids = self.thinker.config.media_token_ids
+        parts = [span.piece.part(span.start, span.stop, self.thinker.config) for span in spans]
+        ids = torch.cat([ids for ids, _ in parts])
+        plain = [torch.full((s.stop - s.start,), s.piece.is_plain) for s in spans]
+        media = torch.isin(ids, torch.tensor(media_ids)) & ~torch.cat(plain)
+        embeddings = self.thinker.embed(send(ids, self.device))
+        for kind, token_id in enumerate(media_ids):
+            places = (media & (ids == token_id)).nonzero()[:, 0]
+            rows = [rows[kind] for _, rows in parts if rows[kind] is not None]
+            assert len(places) == sum(map(len, rows)), (token_id, len(places))
+            if rows:
+                features = torch.cat(rows).to(embeddings.dtype)
+                embeddings[send(places, self.device)] = features
+        return embeddings, send(media, self.device)
 
     # ---- replies
 
@@ -148,15 +169,8 @@ class Passes:
         reply.slot = slot
         self.seen_text[slot] = False
         ids = {i for mark in memory.past for i in mark.piece.ids}
-        self.seen_text[slot, list(ids)] = True
-        config = self.talker.config
-        history = (
-            config.tts_codec_mask_token_id,
-            config.tts_codec_pad_token_id,
-            config.tts_codec_start_token_id,
-        )
-        ids = self.codec_head.ids
-        self.seen_codec[slot] = torch.isin(ids, torch.tensor(history, device=self.device))
+        self.seen_text[slot, send(list(ids), self.device)] = True
+        self.seen_codec[slot] = self.codec_history
         if reply.voice is not None:
             voice = self.speakers[reply.settings.voice]
             self.voices.reset(slot, voice=voice, seed=reply.seed)
@@ -166,19 +180,13 @@ class Passes:
         feeding = [(m, r) for m, r in work if r.to_feed is not None]
         states: dict[int, Tensor] = {id(r): m.hidden for m, r in work if m.hidden is not None}
         if feeding:
-            tokens = torch.tensor([r.to_feed for _, r in feeding], device=self.device)
-            places = [r.first_position + len(r.rows) for _, r in feeding]
-            embeddings = self.thinker.embed(tokens)
-            hidden = self.thinker(
-                embeddings[:, None],
-                positions=torch.tensor(places, device=self.device).expand(3, 1, -1).mT,
-                cache=self.thinker_pool.cache,
-                plan=self.thinker_pool.plan([m.thinker_row for m, _ in feeding], [1] * len(places)),
-            )[:, 0]
-            for b, (memory, reply) in enumerate(feeding):
-                memory.thinker_row.length += 1
+            hidden, rows = self.steps.think(
+                [m.thinker_row for m, _ in feeding],
+                [(r.to_feed or 0, r.first_position + len(r.rows)) for _, r in feeding],
+            )
+            for b, (_, reply) in enumerate(feeding):
                 reply.to_feed = None
-                reply.rows.append((hidden + embeddings)[b : b + 1])
+                reply.rows.append(rows[b : b + 1])
                 states[id(reply)] = hidden[b : b + 1]
         choosing = [r for _, r in work if not r.sampled_all]
         if not choosing:
@@ -192,8 +200,8 @@ class Passes:
             if reply.said is not None:
                 step = len(reply.text_ids)
                 ids[b] = reply.said[step] if step < len(reply.said) else stop
-        log_probabilities = logits.log_softmax(-1).gather(1, ids[:, None])[:, 0]
-        return Chosen(choosing, ids, log_probabilities)
+        asked = torch.nn.functional.pad(ids[:, None], (0, 1), value=stop)
+        return Chosen(choosing, ids, logits.log_softmax(-1).gather(1, asked))
 
     def speak(self, work: Sequence[Speaker]) -> Chosen | None:
         """One step of the Talker for every reply: the next codec ids."""
@@ -211,22 +219,23 @@ class Passes:
         uniforms = [draw(r.seed, "speech", len(r.codec_ids)) for r in replies]
         samplings = [r.settings.speech for r in replies]
         places = self._choose(logits, samplings, replies, self.seen_codec, uniforms)
-        return Chosen(replies, self.codec_head.ids[places], torch.zeros_like(logits[:, 0]))
+        return Chosen(replies, self.codec_head.ids[places])
 
     def _start(self, work: Sequence[Speaker]) -> Tensor:
         """The two rows behind the prompt: the voice, and the first row of the reply."""
         tokens = [r.voice.bos_token for _, r in work if r.voice is not None]
-        openings = self.thinker.embed(torch.tensor(tokens, device=self.device))
+        openings = self.thinker.embed(send(tokens, self.device))
         firsts = torch.cat([r.rows[0] for _, r in work])
         places = [[r.first_position, r.first_position + 1] for _, r in work]
         hidden = self._talk(self.talker.start_rows(openings, firsts), places, work)
         return hidden[:, -1]
 
     def _go_on(self, work: Sequence[Speaker]) -> Tensor:
-        last = torch.tensor([r.codec_ids[-1] for _, r in work], device=self.device)
-        tracks = self.talker.embed_codec(last) + torch.stack([self._reply_row(r) for _, r in work])
-        places = [[r.speech_position + len(r.codec_ids) - 1] for _, r in work]
-        return self._talk(tracks[:, None], places, work)[:, -1]
+        return self.steps.talk(
+            [m.talker_row for m, _ in work],
+            [(r.codec_ids[-1], r.speech_position + len(r.codec_ids) - 1) for _, r in work],
+            torch.stack([self._reply_row(r) for _, r in work]),
+        )
 
     def _reply_row(self, reply: Reply) -> Tensor:
         """What the next position of the speech sees of the text: a row, its end, or padding."""
@@ -240,7 +249,7 @@ class Passes:
         count = tracks.shape[1]
         hidden = self.talker(
             tracks,
-            positions=torch.tensor(places, device=self.device).expand(3, -1, -1),
+            positions=send(places, self.device).expand(3, -1, -1),
             cache=self.talker_pool.cache,
             plan=self.talker_pool.plan(rows, [count] * len(rows)),
         )
@@ -260,16 +269,17 @@ class Passes:
         groups = defaultdict(list)
         for b, sampling in enumerate(samplings):
             groups[sampling].append(b)
-        slots = torch.tensor([r.slot for r in replies], device=self.device)
-        draws = torch.tensor(uniforms, device=self.device)
-        ids = torch.empty(len(replies), dtype=torch.int64, device=self.device)
-        for sampling, rows in groups.items():
-            ids[rows] = choose(
-                logits[rows],
-                sampling,
-                seen=seen[slots[rows]],
-                uniform=draws[rows],
-            )
+        slots = send([r.slot for r in replies], self.device)
+        draws, seen_here = send(uniforms, self.device), seen[slots]
+        if len(groups) == 1:
+            ids = choose(logits, samplings[0], seen=seen_here, uniform=draws)
+        else:
+            ids = torch.empty_like(slots)
+            for sampling, rows in groups.items():
+                index = send(rows, self.device)
+                ids[index] = choose(
+                    logits[index], sampling, seen=seen_here[index], uniform=draws[index]
+                )
         seen[slots, ids] = True
         return ids
 
@@ -286,7 +296,14 @@ class Passes:
             row[:count] = torch.tensor(reply.codec_ids[first : first + count])
         state = self.voices.rows(slots)
         counts = torch.tensor([count for _, count in work])
-        waves = self.token2wav.step(state, ids, counts=counts, schedule=self.schedule)
+        waves = self.token2wav.step(
+            state,
+            ids,
+            counts=counts,
+            schedule=self.schedule,
+            solve=self.steps.solve,
+            vocode=self.steps.vocode,
+        )
         self.voices.write(slots, state)
         for (reply, _), blocks in zip(work, state.blocks.tolist(), strict=True):
             reply.blocks = blocks

@@ -26,6 +26,7 @@ from thinktalk.options import Settings
 from thinktalk.weights import Voice
 
 MS_PER_CODEC_ID = 20
+MAX_WANTED = 16  # replies that wait for the one in progress
 CHARS_PER_SECOND = 15.0  # of speech, until a reply's own pace is known
 JUDGED_IDS = 4  # the first ids of a reply tell how complete the question was
 SAMPLES_PER_MS = 24
@@ -90,8 +91,11 @@ class Replies:
         """Begins a reply now, or after the one in progress."""
         if self.current is None:
             self._begin(request, settings)
-        else:
+        elif len(self.wanted) < MAX_WANTED:
             self.wanted.append((request, settings))
+        else:
+            message = f"{MAX_WANTED} replies wait already; this one will not be given"
+            self.tell(api.Failed, code="overloaded", message=message)
 
     def _begin(self, request: Request, settings: Settings) -> None:
         kit = self.kit
@@ -140,8 +144,11 @@ class Replies:
             cached=max(0, len(ids) - reply.num_uncached),
         )
 
-    def text_chosen(self, token: int, log_probability: float) -> None:
+    def text_chosen(self, token: int, log_probability: float, of_stop: float) -> None:
+        """The next text id, and the log-probabilities of it and of the stop id."""
         reply = self._reply
+        if not reply.confidence:
+            reply.silence = math.exp(of_stop)
         if len(reply.confidence) < JUDGED_IDS:
             reply.confidence.append(log_probability)
         if reply.choose_text(token, stop=self.kit.config.thinker_config.eos_token_id):
@@ -153,11 +160,16 @@ class Replies:
             self._text(reply.decoder.finish())
 
     def completeness(self) -> float | None:
-        """How sure the model was of the first ids, 0 to 1; None until they are chosen."""
+        """How complete the model finds what it answers, 0 to 1; None until that is known.
+
+        Then it is sure of its first words, and does not think of saying nothing, which is what it
+        can be taught to answer to half a question.
+        """
         reply = self._reply
         if not reply.confidence or not (len(reply.confidence) == JUDGED_IDS or reply.sampled_all):
             return None
-        return math.exp(sum(reply.confidence) / len(reply.confidence))
+        certainty = math.exp(sum(reply.confidence) / len(reply.confidence))
+        return certainty * (1 - reply.silence)
 
     def sound(self, samples: NDArray[np.float32]) -> None:
         reply = self._reply

@@ -284,7 +284,7 @@ class LiveSession:
                 raise api.SessionClosedError(f"{self.id} is closed; open a new session")
             if len(self.inbox) < MAX_WAITING_COMMANDS:
                 self.inbox.append(make())
-            else:
+            elif not self.outbox.is_full:
                 conversation = self._engine.conversations.get(self.id)
                 generation = conversation.replies.generation if conversation else 0
                 message = "the engine cannot keep up with this session; what was pushed is lost"

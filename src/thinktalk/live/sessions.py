@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from thinktalk.live import api, store
-from thinktalk.live.blocks import BlockPool
+from thinktalk.live.blocks import BlockPool, OutOfBlocksError
 from thinktalk.live.conversation import KEPT_SHARE, Conversation
 from thinktalk.live.history import Item, Piece
 from thinktalk.live.memory import Memory
@@ -33,6 +33,7 @@ from thinktalk.weights import GENERATION, LoadedModel
 MEDIA_WORKERS = 4
 COMMANDS_PER_TICK = 64  # of one session
 MAX_TRANSCRIPT_TOKENS = 512
+NO_ROOM = "the engine's cache has no room for it; close sessions, or raise cache_positions"
 # system prompt and request with which the official models write down what they hear
 TRANSCRIPTION = (
     "You are a speech recognition model.",
@@ -109,7 +110,7 @@ class Sessions:
         saved = store.read(Path(path), model=self.model)
         settings, speaks = self._checked(saved.settings, {}), "talker.keys" in saved.tensors
         session, conversation = self._new(settings, speaks=speaks)
-        self._register(session, conversation, lambda c: store.restore(c, saved))
+        self._register(session, conversation, lambda c: self._restore(c, saved))
         return session
 
     def fork(self, session: LiveSession) -> LiveSession:
@@ -210,7 +211,8 @@ class Sessions:
             if isinstance(event, api.TextDelta):
                 tell(api.InputTranscript, item=item_id, text=event.text)
             elif isinstance(event, api.ResponseDone):
-                tell(api.InputTranscript, item=item_id, text=event.text, done=True)
+                if event.status != "failed":  # else that is told in a moment
+                    tell(api.InputTranscript, item=item_id, text=event.text, done=True)
                 self._drop(child)
             elif isinstance(event, api.Failed):
                 conversation.fail("transcription_failed", event.message, param="item_id")
@@ -261,8 +263,8 @@ class Sessions:
         """Ends a session, or gives up a transcription, that cannot go on."""
         fatal = conversation.owner is None
         conversation.replies.tell(api.Failed, code="server_error", message=message, fatal=fatal)
+        conversation.replies.abandon()
         if conversation.session in self.sessions:
-            conversation.replies.abandon()
             self.end(self.sessions[conversation.session])
         else:
             self._drop(conversation)
@@ -293,9 +295,9 @@ class Sessions:
     def _new(
         self, settings: Settings, *, speaks: bool, owner: str | None = None
     ) -> tuple[LiveSession, Conversation]:
+        """speaks: whether it ever may."""
         outbox, name = Outbox(), self.kit.new_id("sess")
         thinker, talker = self.memory_pools
-        """speaks: whether it ever may."""
         memory = Memory(
             self.kit.config.thinker_config,
             thinker=thinker,
@@ -346,6 +348,14 @@ class Sessions:
             if child.owner == conversation.session:
                 child.replies.abandon()
                 self._drop(child)
+
+    def _restore(self, conversation: Conversation, saved: store.Saved) -> None:
+        while True:
+            try:
+                return store.restore(conversation, saved)
+            except OutOfBlocksError:
+                if not self.prefixes.drop():
+                    return self.abort(conversation, NO_ROOM)
 
     def _asked_again(self, item: Item, request: str) -> list[Piece]:
         """The pieces of a turn with a request at its end."""

@@ -45,6 +45,7 @@ class Reply:
 
     text_ids: list[int] = field(default_factory=list)
     confidence: list[float] = field(default_factory=list)  # log-probability of the first ids
+    silence: float = 0.0  # probability that the reply is empty
     to_feed: int | None = None
     sampled_all: bool = False
     rows: list[Tensor] = field(default_factory=list)

@@ -90,8 +90,13 @@ def read(folder: Path, *, model: LoadedModel) -> Saved:
 
 
 def restore(conversation: Conversation, saved: Saved) -> None:
-    """Makes a new conversation the saved one."""
+    """Makes a new conversation the saved one; OutOfBlocksError if the caches have no room for it:
+    then it is still new, and this may be tried again."""
     facts, tensors, memory = saved.facts, saved.tensors, conversation.memory
+    for name, pool in (("thinker", memory.thinker), ("talker", memory.talker)):
+        if pool is not None:
+            row = getattr(memory, f"{name}_row")
+            pool.write(row, tensors[f"{name}.keys"], tensors[f"{name}.values"])
     device = memory.thinker.device
     pieces = [_piece_of(p, f"piece.{n}", tensors, device) for n, p in enumerate(facts["pieces"])]
     rest = iter(pieces)
@@ -106,11 +111,6 @@ def restore(conversation: Conversation, saved: Saved) -> None:
     memory.boundary, memory.done, track, memory.top = facts["end"]
     memory.track = _track(track)
     memory.queue.extend(list(flat(memory.items))[facts["num_past"] :])
-    rows = {"thinker": memory.thinker, "talker": memory.talker}
-    for name, pool in rows.items():
-        if pool is not None:
-            row = pool.write(tensors[f"{name}.keys"], tensors[f"{name}.values"])
-            setattr(memory, f"{name}_row", row)
     number = 0
     while f"to_tell.{number}" in tensors:
         tracks = tensors[f"to_tell.{number}"].to(device)

@@ -24,6 +24,7 @@ class StepPlan:
     lengths: int64 [B] how many of this step's T tokens are real; the padding behind them is
         computed but never stored.
     context: the largest starts + T of this step, known on the host so that no sync is needed.
+    padded: the context is only a bound of that; more keys are read, and masked.
 
     The blocks of a row must hold starts + lengths positions: nothing checks that on the device.
     """
@@ -32,6 +33,7 @@ class StepPlan:
     starts: Tensor
     lengths: Tensor
     context: int
+    padded: bool = False
 
     @property
     def num_keys(self) -> int:
@@ -45,7 +47,7 @@ class StepPlan:
         position = self.starts[:, None] + new
         block = (position // BLOCK_POSITIONS).clamp(max=self.tables.shape[1] - 1)
         flat = self.tables.gather(1, block) * BLOCK_POSITIONS + position % BLOCK_POSITIONS
-        return flat.where(new < self.lengths[:, None], -1)
+        return flat.masked_fill(new >= self.lengths[:, None], -1)
 
     def mask(self, num_tokens: int) -> Tensor | None:
         """bool [B,1,T,num_keys]: token t of a row sees that row's positions up to its own.
@@ -53,7 +55,8 @@ class StepPlan:
         None where plain causal attention (all rows start empty) or none at all (one token of one
         row) says the same.
         """
-        if self.context == num_tokens or (num_tokens == 1 and len(self.starts) == 1):
+        plain = self.context == num_tokens or (num_tokens == 1 and len(self.starts) == 1)
+        if plain and not self.padded:
             return None
         device = self.starts.device
         key = torch.arange(self.num_keys, device=device)

@@ -11,7 +11,9 @@ alone, so the sound does not depend on how the ids arrive.
 
 import hashlib
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from itertools import accumulate
 
 import torch
@@ -27,6 +29,7 @@ from thinktalk.model.flow import Schedule
 # once are 1.6 times cheaper than one by one. The first are small, so that sound begins early and
 # each group is ready before the one before it has been heard.
 GROUP_BLOCKS = (1, 1, 2, 4)
+Solve = Callable[..., tuple[Tensor, Tensor]]  # DiT.solve with a schedule
 
 
 class Token2Wav(nn.Module):
@@ -175,13 +178,21 @@ class Token2Wav(nn.Module):
 
     @torch.no_grad()
     def step(
-        self, state: "VoiceState", ids: Tensor, *, counts: Tensor, schedule: Schedule
+        self,
+        state: "VoiceState",
+        ids: Tensor,
+        *,
+        counts: Tensor,
+        schedule: Schedule,
+        solve: Solve | None = None,
+        vocode: Callable[[Tensor], Tensor] | None = None,
     ) -> list[Tensor]:
         """`render`, then the samples that are certain now: one tensor [samples] per row.
 
         The rows may be in different places of their utterances. A row's last ids bring everything
         that was held back. On average a block gives 5760 samples; the first ones give less, by
-        `context_frames`.
+        `context_frames`. solve, vocode: compute DiT.solve, and `vocode` for windows of few lengths,
+        in another way.
         """
         groups = defaultdict(list)  # rows that can be rendered together
         for row, block in enumerate(state.blocks.tolist()):
@@ -190,8 +201,8 @@ class Token2Wav(nn.Module):
         for rows in groups.values():
             part = state if len(groups) == 1 else state.rows(rows)
             blocks = part.blocks.clone()
-            mel = self.render(part, ids[rows], counts=counts[rows], schedule=schedule)
-            found = self._vocode(part, mel, counts=counts[rows], blocks=blocks)
+            mel = self.render(part, ids[rows], counts=counts[rows], schedule=schedule, solve=solve)
+            found = self._vocode(part, mel, vocode, counts=counts[rows], blocks=blocks)
             if part is not state:
                 state.write(rows, part)
             for row, samples in zip(rows, found, strict=True):
@@ -200,7 +211,13 @@ class Token2Wav(nn.Module):
 
     @torch.no_grad()
     def render(
-        self, state: "VoiceState", ids: Tensor, *, counts: Tensor, schedule: Schedule
+        self,
+        state: "VoiceState",
+        ids: Tensor,
+        *,
+        counts: Tensor,
+        schedule: Schedule,
+        solve: Solve | None = None,
     ) -> Tensor:
         """The next group of blocks of every row: its mel [R,24*g,M]; the state moves on in place.
 
@@ -225,7 +242,7 @@ class Token2Wav(nn.Module):
         )
 
         def branched(rows: Tensor) -> Tensor:
-            return rows.repeat_interleave(schedule.branches).to(device)
+            return rows.repeat_interleave(schedule.branches).to(device, non_blocking=True)
 
         layout = dit.layout(
             len(ids) * schedule.branches,
@@ -234,12 +251,12 @@ class Token2Wav(nn.Module):
             first=branched(state.blocks * size),
             has_past=branched(state.blocks > 0),
         )
-        ids = nn.functional.pad(ids.to(device), (0, windows * codes - ids.shape[1]))
-        mel, past = dit.solve(
-            noise.to(device),
+        missing = windows * codes - ids.shape[1]
+        ids = nn.functional.pad(ids.to(device, non_blocking=True), (0, missing))
+        mel, past = (solve or partial(dit.solve, schedule=schedule))(
+            noise.to(device, non_blocking=True),
             dit.branch_context(ids, state.voice),
             layout,
-            schedule,
             past=state.past.flatten(0, 1),
             kept=kept,
         )
@@ -248,7 +265,13 @@ class Token2Wav(nn.Module):
         return mel[:, : kept * size]
 
     def _vocode(
-        self, state: "VoiceState", mel: Tensor, *, counts: Tensor, blocks: Tensor
+        self,
+        state: "VoiceState",
+        mel: Tensor,
+        vocode: Callable[[Tensor], Tensor] | None,
+        *,
+        counts: Tensor,
+        blocks: Tensor,
     ) -> list[Tensor]:
         """mel [R,24*g,M] from block number `blocks` [R] on -> the certain samples, per row."""
         dit, vocoder = self.config.dit_config, self.code2wav_bigvgan_model
@@ -264,8 +287,12 @@ class Token2Wav(nn.Module):
             start = kept - min(kept, history // 2)
             stop = kept + frames - (0 if last else history // 2)
             if stop > start:
-                window = torch.cat((state.mel[rows, history - kept :], mel[rows, :frames]), dim=1)
-                wave = self.vocode(window)[:, start * rate : stop * rate]
+                window = torch.cat((state.mel[:, history - kept :], mel[:, :frames]), dim=1)
+                if len(rows) < len(mel):
+                    window = window[_index(rows, window)]
+                # the last window of an utterance may be of any length
+                compute = self.vocode if last or vocode is None else vocode
+                wave = compute(window)[:, start * rate : stop * rate]
                 for row, samples in zip(rows, wave, strict=True):
                     waves[row] = samples
         state.mel.copy_(torch.cat((state.mel, mel), dim=1)[:, mel.shape[1] :])
@@ -323,12 +350,19 @@ class VoiceState:
 
     def rows(self, index: list[int]) -> "VoiceState":
         """A copy of some rows, in this order: to run them as a batch, or to fork an utterance."""
-        return replace(self, **{f.name: getattr(self, f.name)[index] for f in fields(self)})
+        every = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: x[_index(index, x)] for name, x in every.items()})
 
     def write(self, index: list[int], rows: "VoiceState") -> None:
         """Puts rows (as `rows` copies them) at these places."""
         for field in fields(self):
-            getattr(self, field.name)[index] = getattr(rows, field.name)
+            values = getattr(self, field.name)
+            values[_index(index, values)] = getattr(rows, field.name)
+
+
+def _index(rows: list[int], values: Tensor) -> Tensor:
+    """To pick rows of `values` with; a list would make the host wait for the device."""
+    return torch.tensor(rows).to(values.device, non_blocking=True)
 
 
 def group_blocks(first: int) -> int:

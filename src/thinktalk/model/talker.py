@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from thinktalk.config import TalkerConfig
 from thinktalk.model.cache import KVCache, StepPlan
 from thinktalk.model.decoder import Decoder
+from thinktalk.model.layers import Packed
 
 
 class Talker(nn.Module):
@@ -33,7 +34,7 @@ class Talker(nn.Module):
         positions: Tensor,
         cache: KVCache | None = None,
         plan: StepPlan | None = None,
-        mask: Tensor | None = None,
+        mask: Tensor | Packed | None = None,
     ) -> Tensor:
         """The two tracks' sum [B,T,E], positions [3,B,T] -> hidden states [B,T,hidden]."""
         x = self.thinker_to_talker_proj(tracks)
@@ -63,12 +64,9 @@ class Talker(nn.Module):
         voice_token [..., E]: Thinker embedding of the voice's token; first_reply [..., E]: state
         plus embedding of the first text token. Their codec track holds the pad and the start id.
         """
-        config = self.config
-        codec = torch.tensor(
-            [config.tts_codec_pad_token_id, config.tts_codec_start_token_id],
-            device=voice_token.device,
-        )
-        return torch.stack((voice_token, first_reply), dim=-2) + self.embed_codec(codec)
+        config, table = self.config, self.model.embed_tokens.weight
+        codec = table[config.tts_codec_pad_token_id], table[config.tts_codec_start_token_id]
+        return torch.stack((voice_token, first_reply), dim=-2) + torch.stack(codec)
 
 
 class UsableHead(NamedTuple):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from thinktalk.config import ThinkerConfig
-from thinktalk.model.audio import AudioEncoder, split_windows, up_to
+from thinktalk.model.audio import AudioEncoder, num_tokens, split_windows
 from thinktalk.model.cache import KVCache, StepPlan
 from thinktalk.model.decoder import Decoder
 from thinktalk.model.layers import Packed
@@ -70,11 +70,15 @@ class Thinker(nn.Module):
         parts = [split_windows(mel) for mel in mels]
         windows = torch.cat([windows for windows, _ in parts])
         lengths = torch.cat([lengths for _, lengths in parts])
-        tokens, counts = self.audio_tower(windows.to(self.dtype), lengths)
-        return tokens[up_to(counts, tokens.shape[1])]
+        tokens, _ = self.audio_tower(windows.to(self.dtype), lengths)
+        size = windows.shape[-1]
+        frames = [min(size, n - k) for n in (m.shape[-1] for m in mels) for k in range(0, n, size)]
+        # as the counts, which the host would have to wait for
+        return torch.cat([row[: num_tokens(n)] for row, n in zip(tokens, frames, strict=True)])
 
     def encode_patches(self, items: list[tuple[Tensor, Tensor]]) -> Tensor | None:
-        """Pictures or clips as (patches [P, patch_dim], grid [3]) -> [tokens of all, C]."""
+        """Pictures or clips as (patches [P, patch_dim], grid [3] on the CPU, or the device has to
+        wait) -> [tokens of all, C]."""
         if not items:
             return None
         patches = torch.cat([patches for patches, _ in items])

@@ -195,9 +195,9 @@ def group(numbers: Tensor, rotation: tuple[Tensor, Tensor], *, device: torch.dev
     order = torch.argsort(sizes[numbers] * len(sizes) + numbers, stable=True)
     size_values, counts = sizes.unique(return_counts=True)  # ascending, as in the order
     return Groups(
-        order=order.to(device),
-        inverse=order.argsort().to(device),
+        order=order.to(device, non_blocking=True),
+        inverse=order.argsort().to(device, non_blocking=True),
         batches=list(zip(counts.tolist(), size_values.tolist(), strict=True)),
-        cos=rotation[0][order].to(device),
-        sin=rotation[1][order].to(device),
+        cos=rotation[0][order].to(device, non_blocking=True),
+        sin=rotation[1][order].to(device, non_blocking=True),
     )
