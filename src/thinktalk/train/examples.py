@@ -206,7 +206,10 @@ class ExampleMaker:
         speech = conversation.speech.get(reply)
         if speech is not None and speech.speaker not in self.voices:
             known = ", ".join(self.voices) or "none"
-            raise ValueError(f"the speaker {speech.speaker!r} is unknown; the voices are {known}")
+            raise ValueError(
+                f"the speaker {speech.speaker!r} is unknown; the voices are {known}. Add one with "
+                "`thinktalk voice add`"
+            )
         return speech
 
     def _text(self, run: list[Piece]) -> Prompt:
