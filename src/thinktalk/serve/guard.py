@@ -23,7 +23,6 @@ from thinktalk.serve.schema import ApiError, new_id, now
 KEY_PROTOCOL = "openai-insecure-api-key."
 EPHEMERAL = "ek_"
 EPHEMERAL_PATHS = ("/v1/realtime", "/v1/realtime/calls")
-OPEN_PATHS = ("/health", "/metrics")  # need no key
 
 
 @dataclass
@@ -103,7 +102,9 @@ class Guard:
             return
         matches = [hmac.compare_digest(key.encode(), known) for known in self.keys]
         if not any(matches):
-            message = "this server wants an API key, and this is none" if key else "no API key"
+            message = "this server wants an API key; send it as Authorization: Bearer KEY"
+            if key:
+                message = "this server does not know this API key; ask those who run it for one"
             raise ApiError(
                 401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"}
             )
@@ -118,7 +119,8 @@ class Guard:
                 allowed = [
                     (b"access-control-allow-origin", origin.encode()),
                     (b"access-control-allow-headers", b"authorization, content-type"),
-                    (b"access-control-allow-methods", b"GET, POST, DELETE"),
+                    (b"access-control-allow-methods", b"GET, POST"),
+                    (b"access-control-expose-headers", b"location, link, retry-after"),
                     (b"vary", b"Origin"),
                 ]
                 message["headers"] = [*message.get("headers", []), *allowed]
