@@ -12,7 +12,7 @@ import torch
 import thinktalk
 from thinktalk.media.encode import write_wav
 from thinktalk.model.speech_tokenizer import SpeechTokenizer
-from thinktalk.train import recordings, speech
+from thinktalk.train import speech
 from thinktalk.train.checkpoint import best_weights
 from thinktalk.train.codes import encode_speech
 from thinktalk.train.journal import curve
@@ -217,4 +217,11 @@ def test_a_checkpoint_without_an_encoder_needs_a_tokenizer_first(
         train_on(
             "tokenizer", model=tmp_path / "bare", data=[rows], out=tmp_path / "b", changes=wide
         )
-    assert recordings.INDEX
+
+
+def test_options_without_a_meaning_are_refused(
+    base: LoadedModel, rows: Path, tmp_path: Path
+) -> None:
+    for number, (data, held) in enumerate((([(rows, 2.0)], []), ([rows], [rows]))):
+        with pytest.raises(ValueError, match="leave out --held and the weights"):
+            train_on("vocoder", model=base.folder, data=data, held=held, out=tmp_path / str(number))

@@ -56,7 +56,7 @@ class VoiceRows(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Voice tokens int64 [K] -> [K,C]."""
-        return self.added(torch.searchsorted(self.tokens, tokens))
+        return self.added(torch.searchsorted(self.tokens, tokens.contiguous()))
 
 
 class CodecClasses:

@@ -250,6 +250,12 @@ def put_back_vocoder(job: Job, weights: Tensors) -> LoadedModel:
 
 
 def _streams(job: Job) -> list[Stream]:
+    """Raises ValueError for options that mean nothing here."""
+    if job.held or job.weights is not None:
+        raise ValueError(
+            "crops are drawn evenly over the speakers, and the last 2 % of each are held out: "
+            "leave out --held and the weights of --data"
+        )
     return streams_of(job.sources, job.kept, workers=job.workers, max_bad_share=job.max_bad_share)
 
 
