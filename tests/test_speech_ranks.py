@@ -29,7 +29,7 @@ def small_judges() -> Judges:
 
 def all_runs(base: Path, data: dict[str, Path], out: Path) -> None:
     speech.Judges = small_judges  # pyright: ignore[reportAttributeAccessIssue]
-    speech.VocoderTask.FRAMES = 12
+    speech.VocoderTask.FRAMES = 12  # pyright: ignore[reportAttributeAccessIssue]
     for name, (stage, changes) in RUNS.items():
         assert train_on(
             stage, model=base, data=[data[name]], out=out / name, changes=QUICK | changes

@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from thinktalk.config import SpeechTokenizerConfig
@@ -39,6 +41,7 @@ ADDED_TO_VOICES = "voices.added.weight"
 SHAPE = "tokenizer.json"  # what a speech tokenizer that is trained looks like
 
 Tensors = Mapping[str, Tensor]
+Ints = NDArray[np.int64]
 
 
 # ---- the Talker
@@ -204,11 +207,24 @@ def prepare_dit(job: Job, stage: stages.DiTStage) -> tuple[Task, None]:
     task = DiTTask(
         dit.train(),
         streams,
-        [codec_ids(stream, encoder) for stream in streams],
+        _codes(job, streams, encoder),
         conds=known_conditions(streams, model),
         fresh=stage.fresh,
     )
     return task, None
+
+
+def _codes(job: Job, streams: Sequence[Stream], encoder: SpeechTokenizer) -> list[Ints]:
+    """The ids of every stream, made by the first leg."""
+    weights = [weight.detach().numpy() for weight in encoder.parameters()]
+    rows = [source.stamp() for source in job.sources]
+    whole = job.cache.digest(repr(("streams", encoder.config, rows)), weights)
+
+    def ids_of(stream: Stream) -> Ints:
+        key = job.cache.digest(repr((whole, stream.voice)))
+        return job.cache.get(key, lambda: {"ids": codec_ids(stream, encoder)})["ids"]
+
+    return [ids_of(stream) for stream in streams]
 
 
 def known_conditions(streams: Sequence[Stream], model: LoadedModel) -> Tensor:
