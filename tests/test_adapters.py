@@ -35,9 +35,9 @@ def disturbed(omni: Omni) -> nn.Module:
 @torch.no_grad()
 def logits(omni: Omni) -> Tensor:
     ids = torch.arange(9)[None] * 7
-    positions = torch.arange(9).expand(3, 1, -1)
     patches = torch.linspace(-1, 1, 16 * 1176).view(16, 1176)
     seen = omni.thinker.encode_patches([(patches, torch.tensor([1, 4, 4]))])
+    assert seen is not None
     rows = torch.cat((omni.thinker.embed(ids), seen[None]), dim=1)
     positions = torch.arange(rows.shape[1]).expand(3, 1, -1)
     return omni.thinker.logits(omni.thinker(rows, positions=positions))
@@ -55,8 +55,7 @@ def test_at_first_nothing_changes(omni: Omni) -> None:
 
 
 def test_the_formula(omni: Omni) -> None:
-    layer = omni.get_submodule(LAYER)
-    weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
+    weight, bias = (omni.get_parameter(f"{LAYER}.{n}").detach().clone() for n in ("weight", "bias"))
     added = disturbed(omni).get_submodule(LAYER)
     x = torch.randn(4, 64)
     down, up = added.get_parameter("lora_A.weight"), added.get_parameter("lora_B.weight")
