@@ -91,8 +91,8 @@ def test_a_session_without_room_for_itself(tiny_checkpoint) -> None:
     stage = small(tiny_checkpoint, max_sessions=2, cache_positions=64)
     who = stage.open()
     events = stage.told(who)
-    assert names(events) == ["Failed", "Failed", "Closed"]
-    assert of_kind(events, api.Failed)[-1].fatal
+    assert names(events) == ["Failed", "Closed"]
+    assert of_kind(events, api.Failed)[0].fatal
     stage.close()
 
 
@@ -119,6 +119,22 @@ def test_a_small_session_is_not_starved(tiny_checkpoint) -> None:
     assert names(events) == ["Failed", "ItemDeleted"]
     assert of_kind(events, api.Failed)[0].code == "cache_full"
     goes_on(stage, greedy)
+    stage.close()
+
+
+def test_a_system_prompt_is_never_given_up(tiny_checkpoint) -> None:
+    """The fullest has nothing else: so the next one gives way."""
+    stage = small(tiny_checkpoint, max_sessions=3, cache_positions=64 * 9)
+    fullest, greedy = stage.open(system="x" * 220), stage.open(system="Short.")
+    ask(greedy, 190, respond=False)
+    assert names(stage.told(greedy)) == ["TurnCommitted"]
+    blocks = [len(stage.memory(who).thinker_row.blocks) for who in (fullest, greedy)]
+    assert sum(blocks) == 8 and min(blocks) > 3
+    other = stage.open(system="Short.")
+    ask(other, 60)
+    assert len(stage.reply(other).codec_ids) == 14
+    assert names(stage.told(greedy)) == ["Failed", "ItemDeleted"]
+    assert stage.told(fullest) == []
     stage.close()
 
 

@@ -321,7 +321,8 @@ class Conversation:
             self.replies.finish("incomplete", "context_full")
         elif not self.forget_old():
             message = "the engine's cache is full; close sessions, or raise cache_positions"
-            return self._forget_last("cache_full", f"{message}. This turn is forgotten")
+            message += ". This turn is forgotten"
+            return len(self.memory.items) > 1 and self._forget_last("cache_full", message)
         return True
 
     def _forget_oldest(self, target: int) -> bool:

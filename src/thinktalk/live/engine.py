@@ -243,21 +243,22 @@ class Engine(Sessions):
                     break
                 except OutOfBlocksError:
                     if not self.prefixes.drop():
-                        self._make_way(pool, row)
+                        self._make_way(pool, row, -(-(row.length + count) // BLOCK_POSITIONS))
                         return False
         return bool(rows)
 
-    def _make_way(self, pool: BlockPool, row: Row) -> None:
-        """Whoever holds more than a fair share of a full cache forgets old turns. If nobody can, a
-        transcription goes; else a reply or a turn, of the one that needs room if that wants more
-        than its share, or of the fullest. If there is none, the one that needs room ends."""
+    def _make_way(self, pool: BlockPool, row: Row, blocks: int) -> None:
+        """For a row that needs so many blocks in all. Those that want more than a fair share of
+        the full cache forget old turns. If none can, a transcription goes; else a reply or a turn:
+        of the row's own session if that is one of them, else of the fullest that has any. If there
+        is none, the row's session ends."""
         self._gave_way = True
 
         def wanted(conversation: Conversation) -> tuple[bool, int]:
             memory = conversation.memory
             own = memory.thinker_row if pool is memory.thinker else memory.talker_row
-            blocks = len(own.blocks) + (own is row)
-            return conversation.owner is not None and blocks > 0, blocks
+            count = blocks if own is row else len(own.blocks)
+            return conversation.owner is not None and count > 0, count
 
         everybody = sorted(list(self.conversations.values()), key=wanted, reverse=True)
         share = False, pool.num_blocks // self.max_sessions
@@ -267,10 +268,9 @@ class Engine(Sessions):
         needy = next(
             c for c in everybody if row is c.memory.thinker_row or row is c.memory.talker_row
         )
-        fullest = everybody[0]
-        if fullest.owner is not None:
-            self.abort(fullest, NO_ROOM)
-        elif not (needy if needy in greedy else fullest).give_way():
+        if everybody[0].owner is not None:
+            self.abort(everybody[0], NO_ROOM)
+        elif not any(c.give_way() for c in ([needy] if needy in greedy else greedy)):
             self.abort(needy, NO_ROOM)
 
     def stats(self) -> dict[str, float]:
