@@ -125,7 +125,8 @@ def test_persona_and_tool(sdk: OpenAI) -> None:
     assert reply.choices[0].message.content == "it is five o'clock."
 
 
-def test_a_tool_in_a_spoken_conversation(url: str) -> None:
+def test_a_tool_in_a_spoken_conversation(engine: Engine, url: str) -> None:
+    before = engine.counters["talker_steps"], engine.counters["voice_blocks"]
     with realtime(url) as client:
         client.setup(tools=[{"type": "function", **talk.GET_TIME["function"]}])
         content = [{"type": "input_text", "text": "what time is it?"}]
@@ -135,6 +136,8 @@ def test_a_tool_in_a_spoken_conversation(url: str) -> None:
         (call,) = client.until("response.done")["response"]["output"]
         assert (call["type"], call["name"]) == ("function_call", "get_time")
         assert not len(client.sound()), "nobody hears a function call"
+        after = engine.counters["talker_steps"], engine.counters["voice_blocks"]
+        assert before == after, "nor is it spoken for nobody"
         result = {"type": "function_call_output", "call_id": call["call_id"], "output": "ten"}
         client.send("conversation.item.create", item=result)
         client.send("response.create")

@@ -209,7 +209,7 @@ class Page(StaticFiles):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await refuse(scope, send, ApiError(404, "there is nothing here"))
+            await refuse(scope, send, ApiError(404, "there is nothing here; /docs lists what is"))
             return
         await super().__call__(scope, receive, send)
 
@@ -294,8 +294,11 @@ def _add_errors(app: FastAPI) -> None:
         return JSONResponse(error.body, error.status, headers=error.headers)
 
     @app.exception_handler(HTTPException)
-    async def by_framework(_: Request, error: HTTPException) -> Response:
-        body = ApiError(error.status_code, str(error.detail)).body
+    async def by_framework(request: Request, error: HTTPException) -> Response:
+        remedies = {404: "/docs lists what there is", 405: "/docs lists how it is asked"}
+        asked = f"{request.method} {request.url.path}: {error.detail}"
+        remedy = remedies.get(error.status_code)
+        body = ApiError(error.status_code, f"{asked}; {remedy}" if remedy else asked).body
         return JSONResponse(body, error.status_code, headers=error.headers)
 
     @app.exception_handler(ClientLeftError)

@@ -292,7 +292,8 @@ def split_system(
         parts = [content] if isinstance(content, str) else [p.get("text", "") for p in content]
         texts += parts
     if not rest:
-        raise ApiError(400, "there is no message to answer", code="invalid_value", param="messages")
+        message = "there is no message to answer; give one of the user's"
+        raise ApiError(400, message, code="invalid_value", param="messages")
     return "\n".join(texts) if texts else None, rest
 
 

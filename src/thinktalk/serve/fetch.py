@@ -66,7 +66,8 @@ def resolve(url: str, *, remote: Remote) -> Address:
         port = parts.port or (443 if parts.scheme == "https" else 80)
         found = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
     except (OSError, ValueError, UnicodeError):
-        raise ApiError(400, f"{name}: the host is unknown", code="invalid_url") from None
+        message = f"{name}: the host is unknown; check the address"
+        raise ApiError(400, message, code="invalid_url") from None
     ips = [str(entry[4][0]) for entry in found]
     if remote != "any" and not all(map(is_public, ips)):
         raise ApiError(
@@ -95,13 +96,15 @@ def _get(address: Address, *, max_bytes: int, deadline: float) -> bytes | tuple[
         if reply.status in (301, 302, 303, 307, 308) and (place := reply.getheader("Location")):
             return (place,)
         if reply.status != 200:
-            raise ApiError(400, f"{address.host} answered {reply.status} instead of the medium")
+            message = f"{address.host} answered {reply.status}, not the medium; check the address"
+            raise ApiError(400, message)
         body = bytearray()
         while chunk := reply.read1(STEP_BYTES):
             body += chunk
             if len(body) > max_bytes:
                 limit = max_bytes / (1 << 20)
-                raise ApiError(413, f"the medium from {address.host} is larger than {limit:g} MB")
+                message = f"what {address.host} sends is larger than {limit:g} MB; make it smaller"
+                raise ApiError(413, message)
             if time.monotonic() > deadline:
                 raise ApiError(400, f"{address.host} is too slow; send the data itself")
         return bytes(body)

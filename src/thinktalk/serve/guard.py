@@ -37,7 +37,8 @@ class Secrets:
         moment = time.monotonic()
         self.known = {key: value for key, value in self.known.items() if value[0] > moment}
         if len(self.known) >= self.limits.secrets:
-            raise ApiError(429, "too many ephemeral keys are valid", headers={"Retry-After": "60"})
+            message = "too many ephemeral keys are valid; try again later (--limit secrets=N)"
+            raise ApiError(429, message, headers={"Retry-After": "60"})
         key = new_id(EPHEMERAL) + new_id("")
         self.known[key] = moment + seconds, setup
         return key, now() + seconds

@@ -94,7 +94,8 @@ async def in_time(limits: Limits) -> AsyncIterator[None]:
         async with asyncio.timeout(limits.body_s):
             yield
     except TimeoutError:
-        raise ApiError(408, f"the request did not arrive within {limits.body_s:g} s") from None
+        message = f"the request did not arrive within {limits.body_s:g} s; send less at once"
+        raise ApiError(408, message) from None
 
 
 def bounded(request: Request, *, max_mb: float) -> Request:

@@ -307,7 +307,8 @@ async def parse(text: str | None) -> Any:
             return await asyncio.to_thread(_loads, text)
         return _loads(text)
     except (ValueError, RecursionError):
-        raise ApiError(400, "this is not valid JSON", code="invalid_json") from None
+        message = "this is not valid JSON; send one object a message"
+        raise ApiError(400, message, code="invalid_json") from None
 
 
 def _loads(text: str) -> Any:

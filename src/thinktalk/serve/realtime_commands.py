@@ -23,7 +23,7 @@ MAX_WAIT_S = 5.0  # at a time, of a client whose sound is too far ahead; then it
 async def carry_out(desk: Desk, event: Any) -> None:
     """Does what one client event asks for. Raises ApiError."""
     if not isinstance(event, dict):
-        raise ApiError(400, "an event is a JSON object", code="invalid_value")
+        raise ApiError(400, "an event is a JSON object; send one", code="invalid_value")
     kind = event.get("type")
     handler = HANDLERS.get(kind) if isinstance(kind, str) else None
     if handler is None:

@@ -285,7 +285,8 @@ def _tool(tool: dict[str, Any]) -> dict[str, Any]:
     if tool.get("type", "function") != "function":
         raise refused("session.tools", f"tools of type {tool['type']!r} are not; use functions")
     if not isinstance(tool.get("name"), str) or not tool["name"]:
-        raise ApiError(400, "a tool has no name", code="invalid_value", param="session.tools")
+        message = "a tool has no name; give every function one"
+        raise ApiError(400, message, code="invalid_value", param="session.tools")
     return {"type": "function", **tool}
 
 

@@ -152,7 +152,8 @@ def _part(
         return {"type": "audio", "audio": samples, "sample_rate": rate}, told
     text = part.get("transcript") if kind == "output_audio" else part.get("text")
     if not isinstance(text, str):
-        raise ApiError(400, f"{where} has no text", code="invalid_value", param=where)
+        message = f"{where} has no text; give it as a string"
+        raise ApiError(400, message, code="invalid_value", param=where)
     key = "transcript" if kind == "output_audio" else "text"
     return {"type": "text", "text": text}, {"type": kind, key: text}
 

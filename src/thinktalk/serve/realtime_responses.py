@@ -29,7 +29,8 @@ async def response_create(desk: Desk, event: Mapping[str, Any]) -> None:
         name = f"response.{sorted(unknown)[0]}"
         raise ApiError(400, f"unknown field {name!r}; remove it", code="invalid_value", param=name)
     if state.config.kind == "transcription":
-        raise ApiError(400, "a transcription session makes no responses", code="invalid_value")
+        message = "a transcription session makes no responses; open one of type realtime"
+        raise ApiError(400, message, code="invalid_value")
     metadata = _metadata(asked.get("metadata"))
     config = _response_config(desk, asked)
     desk.untouched = False

@@ -117,7 +117,7 @@ class Sources:
 
     def _text(self, source: Any, where: str) -> str:
         if not isinstance(source, str):
-            raise ApiError(400, f"{where}: text must be a string", param=where)
+            raise ApiError(400, f"{where}: text must be a string; send one", param=where)
         return source
 
     def _options(self, kind: str, rest: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -147,14 +147,16 @@ class Sources:
         if isinstance(source, Mapping):
             source = source.get("url", source.get("data"))
         if not isinstance(source, str) or not source:
-            raise ApiError(400, f"{where} has no data", code="invalid_value", param=where)
+            message = f"{where} has no data; give a data URI, base64 or a URL"
+            raise ApiError(400, message, code="invalid_value", param=where)
         max_bytes = int(self.max_mb[kind] * MB)
         if source.startswith(("http://", "https://")):
             data = fetch(source, max_bytes=max_bytes, remote=self.remote)
         else:
             _, comma, body = source.partition(",")
             if source.startswith("data:") and not comma:
-                raise ApiError(400, f"{where} is not a data URI", param=where)
+                message = f"{where} is not a data URI; write data:TYPE;base64,DATA"
+                raise ApiError(400, message, param=where)
             data = decode_base64(body if source.startswith("data:") else source, where=where)
         self._weigh(kind, data, where)
         return data
@@ -179,7 +181,8 @@ class Sources:
     def _check_size(self, width: int, height: int, where: str) -> None:
         limit = self.limits.image_megapixels
         if width * height > limit * MEGAPIXEL:
-            message = f"{where} has {width} x {height} pixels, more than {limit:g} million"
+            size = f"{width} x {height} pixels, more than {limit:g} million"
+            message = f"{where} has {size}; make it smaller"
             raise ApiError(422, message, code="too_large", param=where)
 
     def _check_film(self, data: bytes, where: str) -> None:
@@ -217,5 +220,5 @@ def decode_base64(text: Any, *, where: str) -> bytes:
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError):
-        message = f"{where} is not valid base64"
+        message = f"{where} is not valid base64; encode the bytes of the medium"
         raise ApiError(400, message, code="invalid_value", param=where) from None

@@ -154,7 +154,7 @@ class Calls:
     async def hang_up(self, request: Request) -> Response:
         name = request.path_params["call_id"]
         if name not in self.going_on:
-            raise ApiError(404, f"there is no call {name!r}", param="call_id")
+            raise ApiError(404, f"there is no call {name!r}; it may be over", param="call_id")
         self.going_on[name].call.end(GOING_AWAY)
         return Response(status_code=200)
 
@@ -179,7 +179,7 @@ class Calls:
         try:
             return texts["sdp"], json.loads(texts["session"]) if "session" in texts else None
         except ValueError:
-            raise ApiError(400, "session is not valid JSON", param="session") from None
+            raise ApiError(400, "session is not JSON; send one object", param="session") from None
 
 
 class Connection:
@@ -206,7 +206,8 @@ class Connection:
             self.peer.addTrack(self.playback)
             await self.peer.setLocalDescription(await self.peer.createAnswer())
         except Exception:  # aiortc raises whatever its parser stumbles over
-            raise ApiError(400, "sdp is not an offer with sound", param="sdp") from None
+            message = "sdp is not an offer with sound; send that of a peer with an audio track"
+            raise ApiError(400, message, param="sdp") from None
         return self.peer.localDescription.sdp
 
     async def _until_over(self) -> None:
