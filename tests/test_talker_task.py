@@ -20,7 +20,7 @@ from thinktalk.train.examples import IGNORED, maker_for
 from thinktalk.train.job import Job
 from thinktalk.train.packing import collate
 from thinktalk.train.shards import open_source
-from thinktalk.train.speaking import CodecClasses, misheard, spread_unused
+from thinktalk.train.speaking import CodecClasses, misheard, spread_unused, think
 from thinktalk.train.talker import TalkerTask
 from thinktalk.train.tuning import train_on
 from thinktalk.weights import LoadedModel, load
@@ -225,3 +225,23 @@ def test_rows_that_cannot_be_said_are_told(
     data = small_talk.write_rows(tmp_path / "rows.jsonl", [row])
     with pytest.raises(ValueError, match=f"(?s)rows.jsonl.*{reason}"):
         train_on("talker", model=base.folder, data=[data], out=tmp_path / "run", changes=QUICK)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_share_of_the_samples_hears_words_without_states(
+    base: LoadedModel, rows: Path, packed: bool
+) -> None:
+    batch, thinker = batch_of(base, rows, packed=packed), base.omni.thinker
+    with torch.no_grad():
+        whole, none = think(thinker, batch), think(thinker, batch, deaf=1.0)
+        torch.manual_seed(5)
+        some = think(thinker, batch, deaf=0.5)
+    assert torch.equal(whole.hidden, some.hidden)
+    real = batch["segments"] >= 0
+    words = thinker.embed(batch["ids"])
+    torch.testing.assert_close(none.rows[real], words[real])
+    torch.testing.assert_close(whole.rows[real], (words + whole.hidden)[real])
+    for sample in batch["segments"][real].unique():
+        place = batch["segments"] == sample
+        heard = [torch.equal(some.rows[place], rows.rows[place]) for rows in (whole, none)]
+        assert sum(heard) == 1  # a sample has all of its states or none

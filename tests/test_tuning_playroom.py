@@ -19,7 +19,7 @@ from thinktalk.train.tuning import train_on
 
 SEEN = {"typed": ("shape", "sound", "shape"), "spoken": ("add", "when", "opposite")}
 NUMBERS = {
-    "steps": 60,
+    "steps": 48,
     "learning_rate": 4e-3,
     "warmup_steps": 10,
     "weight_decay": 0.0,

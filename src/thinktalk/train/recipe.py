@@ -40,7 +40,7 @@ from thinktalk.train.trainer import Stage, Task, is_done, train
 from thinktalk.weights import usable_device
 
 REPLIES, QUESTIONS, TEST_QUESTIONS = "replies_train", "questions_train", "questions_test_seen"
-NUM_REPLIES, NUM_QUESTIONS, NUM_TEST_QUESTIONS = 12_000, 14_000, 800
+NUM_REPLIES, NUM_QUESTIONS, NUM_TEST_QUESTIONS = 40_000, 14_000, 800
 DATA_SEED = 0
 # On CPUs two lanes run side by side, one thread each; a stage waits for what it builds on.
 LANES = (("tokenizer", "typed", "align", "thinker", "talker"), ("vocoder", "dit"))

@@ -21,6 +21,7 @@ from thinktalk.train.talker import TalkerTask
 Reply = tuple[dict[str, Any], NDArray[np.int64]]  # a row of the corpus, its codec ids
 
 OWN_QUESTION_SHARE = 0.7  # of replies that answer some question are heard behind that question
+DEAF_SHARE = 0.25  # of replies are spoken from their words alone
 NUM_TEST_REPLIES, TEST_BATCH = 48, 16
 PACE_WORDS = {1.4: "slowly", 0.8: "quickly"}
 
@@ -50,6 +51,7 @@ class ReplyTask(TalkerTask):
             thinker,
             num_codes=codes.num_codes,
             levels=codes.fsq_levels,
+            deaf=DEAF_SHARE,
             held_out=[self.collated(test[first : first + TEST_BATCH], rng) for first in firsts],
         )
 

@@ -171,4 +171,4 @@ def thinker() -> Stage:
 
 def talker() -> Stage:
     """Thinker states and text to codec ids."""
-    return Stage("talker", steps=9000, learning_rate=1.2e-3, batch_size=24, ema=0.998)
+    return Stage("talker", steps=13_000, learning_rate=1.2e-3, batch_size=24, ema=0.998)

@@ -86,12 +86,22 @@ class CodecClasses:
         return torch.where(ids == self.end_id, self.end, ids)
 
 
-def think(thinker: Thinker, batch: dict[str, Any]) -> Thoughts:
-    """What the Thinker makes of a batch; gradients flow where it has any."""
+def think(thinker: Thinker, batch: dict[str, Any], *, deaf: float = 0.0) -> Thoughts:
+    """What the Thinker makes of a batch; gradients flow where it has any.
+
+    deaf: in this share of the samples (drawn from torch's generator) the Talker hears the words
+    without the states. The states tell whole replies at once, so from them alone it would learn its
+    replies by heart.
+    """
     ids = batch["ids"]
     embeddings, hidden = read(thinker, batch)
+    states = hidden
+    if deaf:
+        segments = batch["segments"]
+        lots = torch.rand(len(ids), int(segments.max()) + 1, device=ids.device)
+        states = hidden * (lots >= deaf).gather(1, segments.clamp(min=0))[..., None]
     media = torch.tensor(thinker.config.media_token_ids, device=ids.device)
-    return Thoughts(hidden, prompt_rows(embeddings, hidden, torch.isin(ids, media)))
+    return Thoughts(hidden, prompt_rows(embeddings, states, torch.isin(ids, media)))
 
 
 def speak(

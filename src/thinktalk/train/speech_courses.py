@@ -65,6 +65,7 @@ def prepare_talker(job: Job, stage: stages.TalkerStage) -> tuple[Task, Batches]:
         voices=[voice.bos_token for voice in job.model.voices.values()],
         joint=stage.joint,
         text_weight=stage.text_weight,
+        deaf=stage.deaf,
         held_out=job.held_out(stage, speech="needed"),
     )
     return task, job.loader(stage, speech="welcome" if stage.joint else "needed")

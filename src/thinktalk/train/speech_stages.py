@@ -9,11 +9,13 @@ from thinktalk.train.trainer import Stage
 @dataclass(frozen=True)
 class TalkerStage(RowStage):
     """joint: the Thinker learns, too, from its text (with this weight) and through its states.
+    deaf: in this share of the samples the Talker hears words alone, see speaking.think.
     even_voices: every speaker is drawn equally often. fresh: the Talker begins untrained."""
 
     learns: tuple[str, ...] = ("talker.*",)
     joint: bool = False
     text_weight: float = 1.0
+    deaf: float = 0.0
     even_voices: bool = False
     fresh: bool = False
 

@@ -30,7 +30,7 @@ class TalkerTask(Task):
     A second loss keeps track of the place in the text: CTC over the reply's tokens, through a head
     that exists for training only. joint: the Thinker learns, too, from its own text loss and, back
     through its states, from the Talker's. levels: of the quantiser that the codes come from.
-    held_out: batches for evaluate().
+    deaf: see `think`. held_out: batches for evaluate().
     """
 
     def __init__(
@@ -43,6 +43,7 @@ class TalkerTask(Task):
         voices: Iterable[int] = (),
         joint: bool = False,
         text_weight: float = 1.0,
+        deaf: float = 0.0,
         held_out: Iterable[dict[str, Any]] = (),
     ):
         # scores of text tokens are products with their embeddings; the last output is CTC's blank
@@ -57,12 +58,14 @@ class TalkerTask(Task):
             if voices := set(voices):
                 self.voices = self.module["voices"] = VoiceRows(voices, width)
         self.talker, self.thinker, self.joint = talker, thinker, joint
+        self.deaf = deaf
         self.levels, self.text_weight, self.held_out = levels, text_weight, list(held_out)
         self.classes = CodecClasses(talker, num_codes=num_codes)
 
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.set_grad_enabled(self.joint and torch.is_grad_enabled()):
-            thoughts = think(self.thinker, batch)
+            deaf = self.deaf if self.module.training else 0.0
+            thoughts = think(self.thinker, batch, deaf=deaf)
         said = speak(
             self.talker,
             self.thinker,
