@@ -22,8 +22,8 @@ def test_that_little_keeps_attention_scores_small() -> None:
     inputs = torch.randn(64, 60, generator=torch.Generator().manual_seed(0))
 
     def score() -> float:
-        attention = task.module.transformer_blocks[0].attn
-        q, k = (split_heads(part(inputs)[None], 30) for part in (attention.to_q, attention.to_k))
+        parts = (task.module.get_submodule(f"transformer_blocks.0.attn.to_{x}") for x in "qk")
+        q, k = (split_heads(part(inputs)[None], 30) for part in parts)
         return (q @ k.transpose(-1, -2)).abs().max().item()
 
     weights = task.module.transformer_blocks.parameters()
