@@ -203,6 +203,17 @@ def test_align_trains_the_last_layers_then_the_encoders(
     assert changed(base, tmp_path / "model") == moved(before, second)
 
 
+def test_long_rows_are_trained_with_less_memory(base: Path, rows: Path, tmp_path: Path) -> None:
+    """Activations computed again, on all rows in one: the loss of the whole is the same."""
+    losses = []
+    for name in ("long", "omni"):
+        changes = QUICK | {"steps": 1, "parts": 1}
+        options: dict[str, Any] = {"model": base, "data": [rows / "rows.jsonl"], "changes": changes}
+        assert train_on(name, **options, held=options["data"], out=tmp_path / name)
+        losses.append(curve(tmp_path / name / name)[-1])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
 # ---- what goes wrong
 
 
@@ -309,6 +320,8 @@ def test_the_command_line(
     assert "not done: the same command continues" in capsys.readouterr().out
     assert main(words) == 0
     assert f"{tmp_path / 'run/model'} is ready" in capsys.readouterr().out
+    description = json.loads((tmp_path / "run/adapter" / adapters.CONFIG).read_text())
+    assert (description["r"], description["lora_alpha"]) == (2, 4)
     merge = ["train", "merge", "--model", str(base), "--adapter", str(tmp_path / "run/adapter")]
     assert main([*merge, "--out", str(tmp_path / "merged")]) == 0
     assert not changed(tmp_path / "run/model", tmp_path / "merged")

@@ -148,7 +148,7 @@ def train_as_told(options: Namespace) -> bool:
             out=options.out,
             held=options.held,
             changes=command.changes(options),
-            lora=None if options.lora is None else Lora(r=options.lora),
+            lora=None if options.lora is None else Lora(options.lora, alpha=2 * options.lora),
             system=options.system,
             device=options.device,
             minutes=options.minutes,
