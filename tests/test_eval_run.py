@@ -117,6 +117,12 @@ def test_flites_own_speech_reaches_the_ceiling(teacher: Teacher) -> None:
     assert rows[0].value < 40 and rows[2].value == 1.0 and 110 < rows[3].value < 135
 
 
+def test_speech_is_measured_against_the_reply_even_if_that_is_wrong(teacher: Teacher) -> None:
+    teacher.answer = lambda text: "the happy lion is in the middle."
+    row = next(voices.reply_speech(None, count=4, seed=1, voice="Ethan", tick=no_tick))
+    assert row.value == row.ceiling and row.value < 30
+
+
 def test_babble_is_far_from_the_ceiling(teacher: Teacher) -> None:
     teacher.sound = lambda samples: samples[::-1].copy()
     row = next(voices.reply_speech(None, count=6, seed=1, voice="Chelsie", tick=no_tick))

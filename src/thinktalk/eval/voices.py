@@ -1,7 +1,8 @@
 """How the model speaks: a loaded model in, rows of a table out.
 
-- reply speech: word error rate of an independent recogniser against the canonical answer, beside
-  the same recogniser on flite's own rendering of that answer (the ceiling).
+- reply speech: word error rate of an independent recogniser against the text of the reply, beside
+  the same recogniser on flite's own rendering of that text (the ceiling). Whether the text is right
+  is for other rows to say.
 - pace: how much longer the same sentence is said slowly than quickly; at least 1.4 is wanted.
 - pitch: share of voiced frames of vocoded true mel within 5 % of the wave the mel was made from.
 """
@@ -37,8 +38,8 @@ def reply_speech(model: Any, *, count: int, seed: int, tick: Tick, voice: str) -
     for number in range(count):
         task = "repeat" if number % 2 == 0 else ANSWER_TASKS[number // 2 % len(ANSWER_TASKS)]
         example = _with_speech(seed, number, task)
-        text = example.case.speech
         said = reply(model, example.messages, case=example.case, voice=voice, seed=seed)
+        text = said.text.strip() or example.case.speech
         own, flite = said.audio, speech.speak(text, voice=voice)
         wanted.append(text)
         longer.append(len(own) / said.sample_rate / (len(flite) / speech.REPLY_HZ))
