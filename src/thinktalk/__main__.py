@@ -157,7 +157,9 @@ def run_train_course(options: argparse.Namespace) -> None:
     from thinktalk.train import tuning
 
     done = tuning.train_as_told(options)
-    print(f"{options.out / 'model'} is ready" if done else "not done: the same command continues")
+    if os.environ.get("RANK", "0") == "0":  # one of all that torchrun launched
+        out = options.out / "model"
+        print(f"{out} is ready" if done else "not done: the same command continues")
 
 
 def run_train_merge(options: argparse.Namespace) -> None:
