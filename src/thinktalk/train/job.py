@@ -29,10 +29,10 @@ Tensors = Mapping[str, Tensor]
 class Job:
     """What a stage has to work with; the same on every rank.
 
-    model: the checkpoint, as the stages before left it, on the CPU and in float32; its networks are
-    those to train. base: how it was named. weights: how often the rows of each source are drawn.
-    held: rows to measure on. out: the folder of the run, in which `kept` holds what is made once
-    and found by later legs.
+    model: the checkpoint, as the parts before left it, on the CPU and in float32 (under LoRA as it
+    is stored); its networks are those to train. base: how it was named. weights: how often the
+    rows of each source are drawn. held: rows to measure on. out: the folder of the run, in which
+    `kept` holds what is made once and found by later legs.
     """
 
     model: LoadedModel
