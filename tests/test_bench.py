@@ -1,7 +1,7 @@
 """The bench: what a listener heard, where time is looked for, what is written down."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from thinktalk.__main__ import main
-from thinktalk.bench import pairs, question, random_model, run, stages, tables, turn_end
+from thinktalk.bench import distances, pairs, question, random_model, run, stages, tables, turn_end
 from thinktalk.bench.plan import NETWORKS, Plan, get_args
 from thinktalk.bench.player import play
 from thinktalk.bench.watch import STAGES, Watch, endless
@@ -199,6 +199,17 @@ def test_a_sound_without_a_turn(tmp_path: Path) -> None:
         patch.setattr(run, "load_question", lambda *_, **__: sound)
         patch.setattr("thinktalk.bench.calls.PATIENCE_S", 0.5)
         run.run(replace(SHORT, turn_ends=("detector",)), out=tmp_path / "bench.json")
+
+
+def test_distances(tiny: LoadedModel) -> None:
+    found = {d.what: d for d in distances.measure_distances(tiny, spoken=False, seed=0)}
+    exact_again, default = found["exact, other noise"], found["windowed, Euler: the default"]
+    window, euler = (found[w] for w in found if "windowed, Runge" in w or "whole, Euler" in w)
+    assert 0 < window.mean < euler.mean < exact_again.mean
+    assert window.relative < default.relative and default.largest > default.mean
+    assert 0 < found["the default in bfloat16, against itself in float32"].relative < 0.2
+    assert next(tiny.omni.token2wav.code2wav_dit_model.parameters()).dtype == torch.float32
+    assert "| exact, other noise |" in tables.distances([asdict(d) for d in found.values()])
 
 
 def test_turn_end(tiny: LoadedModel) -> None:

@@ -80,8 +80,8 @@ TABLE = {
     "export": ("export", "config model weights", ""),
     "bench": (
         "bench.__init__ bench.plan bench.run bench.calls bench.player bench.question"
-        " bench.random_model bench.watch bench.meter bench.turn_end bench.stages bench.pairs"
-        " bench.peer bench.reference bench.tables",
+        " bench.distances bench.random_model bench.watch bench.meter bench.turn_end bench.stages"
+        " bench.pairs bench.peer bench.reference bench.tables",
         GENERATE + " generate playroom parallel adapters quantize live live.api eval"
         " eval.metrics export",
         "",

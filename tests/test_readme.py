@@ -26,7 +26,7 @@ def blocks(language: str) -> list[str]:
 
 def commands() -> list[list[str]]:
     """The arguments of every `thinktalk ...` in a bash block."""
-    lines = [line for code in blocks("bash") for line in code.splitlines()]
+    lines = [line for code in blocks("bash") for line in code.replace("\\\n", " ").splitlines()]
     parts = [shlex.split(part, comments=True) for line in lines for part in line.split("&&")]
     return [part[1:] for part in parts if part and Path(part[0]).name == "thinktalk"]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
-What = Literal["calls", "turn-end", "stages"]
+What = Literal["calls", "turn-end", "stages", "distances"]
 TurnEnd = Literal["commit", "detector"]
 Clock = Literal["wall", "processor"]
 Solver = Literal["euler", "midpoint", "rk4"]
@@ -27,8 +27,9 @@ class Plan:
     """model: a checkpoint; or random: a size of random_model.SIZES. dtype: of Thinker and Talker,
     voice_dtype: of the DiT. sessions: how many at once, one measurement each. seconds: of the
     question, which is the sound `question`, or made up. clock: as calls.py says; the processor's is
-    for one thread of a CPU. what: calls in real time, what is left to do at the end of a turn, or
-    these `networks` alone. against: put transformers beside it."""
+    for one thread of a CPU. what: calls in real time, what is left to do at the end of a turn,
+    these `networks` alone, or how far cheaper ways to the mel lead from the exact one. against: put
+    transformers beside it."""
 
     what: What = "calls"
     model: str = "spark"
@@ -53,6 +54,8 @@ class Plan:
     def __post_init__(self) -> None:
         if self.against and self.what == "turn-end":
             raise ValueError("transformers does nothing before a turn ends; leave out --turn-end")
+        if self.against and self.what == "distances":
+            raise ValueError("--distances are measured on one model; leave out --against")
         if self.clock == "processor" and (self.threads != 1 or self.device != "cpu"):
             raise ValueError("--clock processor is for one thread of a CPU: add --threads 1")
         for name in ("seconds", "reply_tokens", "reply_seconds", "pairs"):
@@ -73,6 +76,8 @@ def plan_of(options: argparse.Namespace) -> Plan:
     given["against"] = options.against is not None
     if options.turn_end:
         given["what"] = "turn-end"
+    elif options.distances:
+        given["what"] = "distances"
     elif options.stages is not None:
         given |= {"what": "stages", "networks": tuple(options.stages.split(","))}
     return Plan(**given)
@@ -169,6 +174,11 @@ def _add_others(group: argparse._ArgumentGroup) -> None:
         action="store_true",
         help="instead of calls: the work that is left when a turn of 120 s ends, beside that of a "
         "turn of 2 s",
+    )
+    group.add_argument(
+        "--distances",
+        action="store_true",
+        help="instead of calls: how far windows, solvers and bfloat16 lead from the exact mel",
     )
     group.add_argument(
         "--stages",

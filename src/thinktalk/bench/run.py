@@ -15,6 +15,7 @@ import torch
 
 from thinktalk.bench import tables
 from thinktalk.bench.calls import Workload, measure
+from thinktalk.bench.distances import measure_distances
 from thinktalk.bench.pairs import compare, compare_stages
 from thinktalk.bench.plan import Plan
 from thinktalk.bench.question import load_question, made_up
@@ -92,11 +93,17 @@ def stages_of(model: LoadedModel, plan: Plan) -> dict[str, Any]:
     return {"stages": [asdict(stage) | {"per_sound_s": stage.per_sound_s} for stage in found]}
 
 
+def distances_of(model: LoadedModel, plan: Plan) -> dict[str, Any]:
+    found = measure_distances(model, spoken=plan.random is None, seed=plan.seed)
+    return {"distances": [asdict(distance) for distance in found]}
+
+
 MEASURES = {
     "calls": calls_of,
     "pairs": pairs_of,
     "turn-end": turn_end_of,
     "stages": stages_of,
+    "distances": distances_of,
 }
 
 

@@ -19,6 +19,8 @@ def report(numbers: Report) -> str:
         parts.append(turn_end(numbers["turn_end"]))
     if "stages" in numbers:
         parts.append(stages(numbers["stages"]))
+    if "distances" in numbers:
+        parts.append(distances(numbers["distances"]))
     return "\n\n".join(parts)
 
 
@@ -122,6 +124,15 @@ def stages(found: Sequence[Report]) -> str:
         for stage in found
     ]  # fmt: skip
     head = ("network", "one run", "rows", "ms", "of the processor", "s per s of sound and row")
+    return table(head, rows)
+
+
+def distances(found: Sequence[Report]) -> str:
+    rows = [
+        (one["what"], f"{one['mean']:.2g}", f"{one['relative']:.2g}", f"{one['largest']:.2g}")
+        for one in found
+    ]
+    head = ("log-mel, against the exact one", "mean", "rms over deviation", "largest")
     return table(head, rows)
 
 
