@@ -233,6 +233,38 @@ def test_training_asks_in_every_way() -> None:
 
 
 @pytest.mark.usefixtures("quick")
+def test_some_spoken_questions_break_off_and_get_no_reply(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(split: talk.Split) -> list[cases.Example]:
+        return [make(seed=2, split=split, number=n, task="add", asked="spoken") for n in range(80)]
+
+    whole = [*asked("train")]
+    cut = [example for example in whole if not example.case.answer]
+    assert 0 < len(cut) < 20 and not any(example.row()["speech"] for example in cut)
+    assert all(example.row()["messages"][-1]["content"] == "" for example in cut)
+    assert all(example.case.answer for example in asked("test"))
+    monkeypatch.setattr(cases, "CUT_SHARE", 0.0)
+    for example, uncut in zip(whole, asked("train"), strict=True):
+        if not example.case.answer:
+            assert uncut.case.answer and example.case.turns == uncut.case.turns
+    monkeypatch.setattr(cases, "CUT_SHARE", 1.0)
+    assert make(seed=2, split="train", number=0, task="repeat", asked="spoken").case.answer
+
+
+@pytest.mark.usefixtures("quick")
+def test_there_is_silence_around_train_recordings_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def length(split: talk.Split, number: int) -> int:
+        example = make(seed=2, split=split, number=number, task="greet", asked="spoken")
+        return sum(len(part["audio"]) for part in parts(example) if part["type"] == "audio")
+
+    usual = {split: [length(split, n) for n in range(20)] for split in cases.SPLITS}
+    monkeypatch.setattr(cases, "SILENT_SHARE", 0.0)
+    without = {split: [length(split, n) for n in range(20)] for split in cases.SPLITS}
+    assert usual["test"] == without["test"]
+    added = np.array(usual["train"]) - np.array(without["train"])
+    assert set(np.sign(added)) == {0, 1} and added.max() > cases.SILENCE_S[0] * speech.INPUT_HZ
+
+
+@pytest.mark.usefixtures("quick")
 def test_rows_have_the_training_schema() -> None:
     seen: set[str] = set()
     for number in range(120):

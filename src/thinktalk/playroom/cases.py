@@ -3,7 +3,8 @@
 A case is a pure function of these three (and of the task and the way of asking where they are
 given): what is asked, the picture, sound or film, and the voice each have a random generator of
 their own, so the same case may be asked typed and aloud. Train cases may stand in a longer
-conversation, and what is heard may be one recording together with the question.
+conversation, what is heard may be one recording together with the question, there may be silence
+around it, and a spoken question may break off, to which the right reply is none.
 """
 
 from dataclasses import dataclass, replace
@@ -32,10 +33,16 @@ SPOKEN_SHARE = 0.55  # of the train questions that may be typed or spoken
 INSIDE_SHARE = 0.4  # of the spoken ones about films
 JOINED_SHARE = 0.4  # of train turns with several recordings: they become one
 JOIN_S = (0.05, 0.5)  # of silence between them
+SILENT_SHARE = 0.3  # of train recordings have silence before them, a third of it behind them, too
+SILENCE_S = (0.3, 2.0)
+HISS_DB = (-75, -45)  # level of that silence
+CUT_SHARE = 0.06  # of spoken train questions that can break off
+CUT_AT = (0.3, 0.7)  # of their length
 OVERHEARD_SHARE = 0.15  # of transcribe cases: questions and answers about media
 CHAT_SHARE = 0.2  # of train cases that stand in a longer conversation
 CHAT_TASKS = ("greet", "add", "subtract", "multiply", "opposite", "german", "capital", "count")
 NO_CHAT = ("tool", "transcribe")  # their system prompts are about nothing else
+CUT_TASKS = ("add", "subtract", "multiply", "opposite", "german", "capital", "count")
 
 
 @dataclass(frozen=True)
@@ -106,9 +113,13 @@ def make(
         part, shown = _media_part(rngs[1], case, split, question)
         system = sum(message["role"] == "system" for message in messages)
         messages[system + first]["content"].insert(0, part)
-    if split == "train" and rngs[2].random() < JOINED_SHARE:
-        for message in messages:
+    if split == "train":
+        if asked == "spoken" and _may_break_off(case) and rngs[2].random() < CUT_SHARE:
+            case = _broken_off(rngs[2], case, messages)
+        joined = rngs[2].random() < JOINED_SHARE
+        for message in messages if joined else ():
             message["content"] = _joined(rngs[2], message["content"])
+        _surround(rngs[2], messages)
     return Example(case, messages, speaker, shown)
 
 
@@ -280,6 +291,35 @@ def _joined(rng: np.random.Generator, content: Any) -> Any:
         else:
             out.append(part)
     return out
+
+
+def _may_break_off(case: Case) -> bool:
+    """Whether no beginning of the question is a question itself."""
+    return case.task in CUT_TASKS or MEDIUM.get(case.task) is not None
+
+
+def _broken_off(rng: np.random.Generator, case: Case, messages: list[Message]) -> Case:
+    """The case whose last recording, the question, ends too early; the reply is empty."""
+    question = messages[-1]["content"][-1]
+    samples = question["audio"]
+    question["audio"] = samples[: round(len(samples) * rng.uniform(*CUT_AT))]
+    return replace(case, answer="", pace=1.0)
+
+
+def _surround(rng: np.random.Generator, messages: list[Message]) -> None:
+    """Silence around some recordings, as a microphone hears it."""
+    for message in messages:
+        for part in message["content"] if isinstance(message["content"], list) else []:
+            if part["type"] == "audio" and rng.random() < SILENT_SHARE:
+                before = _silence(rng)
+                after = _silence(rng) if rng.random() < 1 / 3 else before[:0]
+                part["audio"] = np.concatenate((before, part["audio"], after))
+
+
+def _silence(rng: np.random.Generator) -> Samples:
+    count = round(rng.uniform(*SILENCE_S) * speech.INPUT_HZ)
+    level = 10 ** (rng.uniform(*HISS_DB) / 20)
+    return from_int16(to_int16(level * rng.standard_normal(count)))
 
 
 def _tagged(content: str | list[Row], row: Row) -> str | list[Row]:
