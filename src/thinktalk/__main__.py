@@ -144,6 +144,7 @@ def add_train(commands: "Commands") -> None:
     command.add_train(
         commands,
         course=run_train_course,
+        new=run_train_new,
         merge=run_train_merge,
         pairs=run_train_pairs,
         spark=run_train_spark,
@@ -160,6 +161,13 @@ def run_train_course(options: argparse.Namespace) -> None:
     if os.environ.get("RANK", "0") == "0":  # one of all that torchrun launched
         out = options.out / "model"
         print(f"{out} is ready" if done else "not done: the same command continues")
+
+
+def run_train_new(options: argparse.Namespace) -> None:
+    from thinktalk.train import untrained
+
+    untrained.write_untrained(options.like, options.out, seed=options.seed)
+    print(f"{options.out} is ready")
 
 
 def run_train_merge(options: argparse.Namespace) -> None:

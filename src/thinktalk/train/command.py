@@ -52,6 +52,7 @@ def add_train(
     commands: "Commands",
     *,
     course: Run,
+    new: Run,
     merge: Run,
     pairs: Run,
     spark: Run,
@@ -59,8 +60,8 @@ def add_train(
     cases: Run,
     plot: Run,
 ) -> None:
-    """What is called for a stage on rows, for merging an adapter, for pairs of replies, for spark,
-    for its data, for a set of cases and for the curves."""
+    """What is called for a stage on rows, for a checkpoint to begin with, for merging an adapter,
+    for pairs of replies, for spark, for its data, for a set of cases and for the curves."""
     train = commands.add_parser(
         "train",
         help="train a checkpoint on rows, or spark from nothing",
@@ -71,6 +72,7 @@ def add_train(
     stages = train.add_subparsers(dest="stage", required=True, metavar="STAGE")
     for name, what in COURSES.items():
         add_course(stages, name, what).set_defaults(run=course)
+    add_new(stages).set_defaults(run=new)
     add_merge(stages).set_defaults(run=merge)
     add_pairs(stages).set_defaults(run=pairs)
     add_spark(stages).set_defaults(run=spark)
@@ -129,6 +131,20 @@ def add_course(stages: "Commands", name: str, what: str) -> argparse.ArgumentPar
     option("--workers", metavar="N", type=int, default=4, help="threads for media (default: 4)")
     option("--board", action="store_true", help="write for TensorBoard, too")
     return course
+
+
+def add_new(stages: "Commands") -> argparse.ArgumentParser:
+    what = "an untrained checkpoint: the architecture of another one, with random weights"
+    new = stages.add_parser(
+        "new",
+        help=what,
+        description=f"Writes {what}. Tokenizer and preprocessor files and the voices are the other "
+        "one's; a speech encoder comes with the stage `tokenizer`.",
+    )
+    new.add_argument("--like", default="spark", help="whose architecture (default: spark)")
+    new.add_argument("--out", required=True, type=Path, help="folder of the checkpoint")
+    new.add_argument("--seed", metavar="N", type=int, default=0, help="(default: 0)")
+    return new
 
 
 def add_merge(stages: "Commands") -> argparse.ArgumentParser:
