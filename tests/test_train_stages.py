@@ -13,13 +13,13 @@ import torch
 from torch import nn
 
 import thinktalk
-from thinktalk.config import OmniConfig, SpeechTokenizerConfig
+from thinktalk.config import OmniConfig
 from thinktalk.media.mel import voice_mel
 from thinktalk.media.tokenizer import Tokenizer
 from thinktalk.model.speech_tokenizer import SpeechTokenizer
 from thinktalk.playroom import dataset
 from thinktalk.train import recipe, spark, streams
-from thinktalk.train.assemble import assemble, write_companions
+from thinktalk.train.assemble import adopt, assemble, write_companions
 from thinktalk.train.checkpoint import best_weights
 from thinktalk.train.conversations import IGNORED
 from thinktalk.train.journal import curve
@@ -109,8 +109,8 @@ def test_the_result_is_a_checkpoint_that_answers(run: Path, data: Path, tmp_path
     answer = thinktalk.generate(model, ["hello."], max_text_tokens=5, max_codec_ids=13)
     assert len(answer.audio) == 480 * len(answer.codec_ids)
     stream = open_streams(data / recipe.REPLIES)[0]
-    original = SpeechTokenizer(SpeechTokenizerConfig()).eval()
-    original.load_state_dict(best_weights(run / "tokenizer"))
+    original = SpeechTokenizer(spark.SPEECH_TOKENIZER).eval()
+    adopt(original, run / "tokenizer", prefix="tokenizer.")
     same = codec_ids(stream, load_speech_encoder(tmp_path)) == codec_ids(stream, original)
     assert same.mean() > 0.98
     stored = best_weights(run / "thinker")["thinker.lm_head.weight"]
@@ -163,8 +163,8 @@ def test_codec_ids_of_a_stream_do_not_depend_on_the_cut(
     run: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stream = open_streams(data / recipe.REPLIES)[0]
-    tokenizer = SpeechTokenizer(SpeechTokenizerConfig()).eval()
-    tokenizer.load_state_dict(best_weights(run / "tokenizer"))
+    tokenizer = SpeechTokenizer(spark.SPEECH_TOKENIZER).eval()
+    adopt(tokenizer, run / "tokenizer", prefix="tokenizer.")
     whole = codec_ids(stream, tokenizer)
     monkeypatch.setattr(streams, "CHUNK_FRAMES", 300)
     cut = codec_ids(stream, tokenizer)

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from thinktalk.config import SpeechTokenizerConfig
 from thinktalk.media.chat import DEFAULT_SYSTEM_PROMPT, SPEECH_SYSTEM_PROMPT
 from thinktalk.model.omni import Omni
 from thinktalk.model.speech_tokenizer import SpeechTokenizer
@@ -71,8 +70,8 @@ def assemble(run: Path, streams: list[Stream], out: Path) -> None:
     adopt(omni.token2wav.code2wav_bigvgan_model, run / "vocoder")
     model = LoadedModel(omni.eval(), voices(streams), run / "text")
     save(model, out, dtype=torch.bfloat16, token2wav_dtype=torch.bfloat16)
-    tokenizer = SpeechTokenizer(SpeechTokenizerConfig())
-    adopt(tokenizer, run / "tokenizer")
+    tokenizer = SpeechTokenizer(spark.SPEECH_TOKENIZER)
+    adopt(tokenizer, run / "tokenizer", prefix="tokenizer.")
     save_speech_encoder(tokenizer, out)
 
 

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from thinktalk.config import SpeechTokenizerConfig
 from thinktalk.media.prompt import Processor
 from thinktalk.media.tokenizer import Tokenizer
 from thinktalk.model.bigvgan import BigVGAN
@@ -134,7 +133,8 @@ def _run_lane(names: tuple[str, ...], *, data: Path, run: Path) -> None:
 
 
 def _tokenizer_task(data: Path, run: Path) -> TokenizerTask:
-    return TokenizerTask(SpeechTokenizer(SpeechTokenizerConfig()), open_streams(data / REPLIES))
+    tokenizer = SpeechTokenizer(spark.SPEECH_TOKENIZER)
+    return TokenizerTask(tokenizer, open_streams(data / REPLIES), reads=True)
 
 
 def _vocoder_task(data: Path, run: Path) -> VocoderTask:
@@ -184,7 +184,7 @@ def _talker_task(data: Path, run: Path) -> ReplyTask:
         streams,
         _ids(streams, run),
         voice_tokens=spark.VOICE_TOKENS,
-        codes=SpeechTokenizerConfig(),
+        codes=spark.SPEECH_TOKENIZER,
     )
 
 
@@ -199,8 +199,8 @@ def _dialogues(corpus: Path, run: Path) -> Dialogues:
 
 
 def _ids(streams: list[Stream], run: Path) -> list[NDArray[np.int64]]:
-    tokenizer = SpeechTokenizer(SpeechTokenizerConfig())
-    adopt(tokenizer, run / "tokenizer")
+    tokenizer = SpeechTokenizer(spark.SPEECH_TOKENIZER)
+    adopt(tokenizer, run / "tokenizer", prefix="tokenizer.")
     return [codec_ids(stream, tokenizer.eval()) for stream in streams]
 
 

@@ -70,7 +70,7 @@ class TokenizerTask(Task):
 
     FRAMES = 192
     LONGEST_FRAMES = 1000  # of a clip that is read
-    READING_WEIGHT = 0.1
+    READING_WEIGHT = 0.3
 
     def __init__(
         self,
