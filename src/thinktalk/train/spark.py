@@ -37,9 +37,9 @@ TTS_PAD, TTS_START, TTS_END = 1130, 1131, 1132
 VOICE_TOKENS = {"Chelsie": 1142, "Ethan": 1140}
 
 
-# Few codes, each of a tenth of a second: what the encoder does not see at once it cannot spread over
-# many codes. The Talker has half as much to guess as with 1000 codes of an encoder that sees 0.6 s,
-# and words are understood as well.
+# Few codes, each of a tenth of a second: what the encoder does not see at once it cannot spread
+# over many codes. The Talker has half as much to guess as with 1000 codes of an encoder that sees
+# 0.6 s, and words are understood as well.
 SPEECH_TOKENIZER = SpeechTokenizerConfig(fsq_levels=(4, 4, 4, 3), encoder_layers=2, kernel_size=5)
 
 
