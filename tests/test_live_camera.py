@@ -157,6 +157,7 @@ def test_a_camera_that_goes_off_and_on(stage: Stage) -> None:
     session = stage.open()
     show(session, seconds=11.0, size=lambda t: None if 1.6 < t < 7.9 else SIZE)
     session.commit(respond=False)
+    stage.read(session)
     stage.run()
     film = f" v{2 * CELLS} a50"
     assert shape_of(stage, session) == (
@@ -183,6 +184,7 @@ def test_another_rate_from_now_on(stage: Stage) -> None:
     session.update(camera_fps=2.0)
     show(session, seconds=4.0, start_s=4.1)
     session.commit(respond=False)
+    stage.read(session)
     stage.run()
     slow, quick, end = f" v{CELLS} a50", f" v{2 * CELLS} a50", f" v{CELLS} a2"
     assert shape_of(stage, session) == f"{ON}{slow}{slow}{OFF}{ON}{quick}{quick}{end}{OFF}"
@@ -194,6 +196,7 @@ def test_few_frames_keep_the_time(stage: Stage) -> None:
     session = stage.open(camera_fps=0.5)
     show(session, seconds=8.0)
     session.commit(respond=False)
+    stage.read(session)
     stage.run()
     ids, positions = prompted(stage, session)
     config = stage.model.config.thinker_config
@@ -209,6 +212,7 @@ def test_words_and_pictures_around_a_film(stage: Stage) -> None:
     show(session, seconds=2.5)
     session.push_text("After.")
     session.commit(respond=False)
+    stage.read(session)
     stage.run()
     assert shape_of(stage, session) == (f"Before. {ON} v{2 * CELLS} a50 v{CELLS} a12{OFF}After.")
 
