@@ -24,7 +24,7 @@ from thinktalk.media.tokenizer import Tokenizer
 from thinktalk.model.audio import num_tokens
 from thinktalk.model.cache import row_plan, single_row
 from thinktalk.model.omni import Omni
-from thinktalk.model.talker import prompt_rows, usable_codec_ids
+from thinktalk.model.talker import opening_codec_ids, prompt_rows, usable_codec_ids
 from thinktalk.model.tmrope import prompt_positions
 from thinktalk.options import DEFAULT_VOICE, GREEDY, OFFICIAL_SPEECH, Sampling
 from thinktalk.sampling import choose, draw
@@ -194,7 +194,8 @@ def think(thought: Thought, *, sampling: Sampling, seed: int) -> Iterator[int]:
     """
     thinker, config = thought.omni.thinker, thought.omni.config.thinker_config
     hidden = thought.hidden[-1:]
-    seen = _history(thought.ids, config.text_config.vocab_size)
+    seen = torch.zeros(1, config.text_config.vocab_size, dtype=torch.bool, device=hidden.device)
+    seen[0, thought.ids] = True
     for step in range(thought.limit):
         uniform = torch.tensor([draw(seed, "text", step)], device=hidden.device)
         token = choose(thinker.logits(hidden), sampling, seen=seen, uniform=uniform)
@@ -235,11 +236,7 @@ def talk(
     omni, config = thought.omni, thought.omni.config.talker_config
     talker, device = omni.talker, thought.ids.device
     tracks, positions = hand_over(thought, voice=voice)
-    end, pad = (
-        omni.thinker.embed(torch.tensor([token], device=device))
-        for token in (config.tts_text_end_token_id, config.tts_text_pad_token_id)
-    )
-    reply = [*thought.reply_rows[1:], end]
+    reply, pad = text_track(thought)
     cache, table = single_row(
         config, capacity=len(tracks) + max_codec_ids, dtype=tracks.dtype, device=device
     )
@@ -250,12 +247,7 @@ def talk(
         plan=row_plan(table, start=0, num_tokens=len(tracks)),
     )[:, -1]
     next_position = int(positions.max()) + 1
-    history = (
-        config.tts_codec_mask_token_id,
-        config.tts_codec_pad_token_id,
-        config.tts_codec_start_token_id,
-    )
-    seen = _history(torch.tensor(history, device=device), config.vocab_size)
+    seen = opening_codec_ids(config, device=device)[None]
     usable = usable_codec_ids(
         config, num_codes=omni.config.token2wav_config.dit_config.num_embeds, device=device
     )
@@ -275,6 +267,17 @@ def talk(
             cache=cache,
             plan=row_plan(table, start=len(tracks) + step, num_tokens=1),
         )[:, -1]
+
+
+def text_track(thought: Thought) -> tuple[list[Tensor], Tensor]:
+    """What the steps of a speech see of the text, [1,E] each: the reply rows behind the first, then
+    the text's end; and the padding behind those."""
+    config = thought.omni.config.talker_config
+    end, pad = (
+        thought.omni.thinker.embed(torch.tensor([token], device=thought.ids.device))
+        for token in (config.tts_text_end_token_id, config.tts_text_pad_token_id)
+    )
+    return [*thought.reply_rows[1:], end], pad
 
 
 def hand_over(thought: Thought, *, voice: Voice) -> tuple[Tensor, Tensor]:
@@ -341,10 +344,3 @@ def _patches(patches: NDArray[np.float32], grid: tuple[int, int, int], device: t
 def _everywhere(position: int, device: torch.device) -> Tensor:
     """The same position on all three axes, for one token of one row: [3,1,1]."""
     return torch.full((3, 1, 1), position, device=device)
-
-
-def _history(ids: Tensor, vocab_size: int) -> Tensor:
-    """bool [1, vocab_size]: which ids stand in the history."""
-    seen = torch.zeros(1, vocab_size, dtype=torch.bool, device=ids.device)
-    seen[0, ids] = True
-    return seen

@@ -20,7 +20,7 @@ from thinktalk.live.speak import Reply
 from thinktalk.live.steps import Steps
 from thinktalk.model.audio import num_tokens
 from thinktalk.model.dit import Solver
-from thinktalk.model.talker import prompt_rows
+from thinktalk.model.talker import opening_codec_ids, prompt_rows
 from thinktalk.options import Sampling
 from thinktalk.sampling import choose, draw
 from thinktalk.weights import LoadedModel
@@ -72,14 +72,8 @@ class Passes:
         shape = num_slots, len(self.codec_head.ids)
         self.seen_codec = torch.zeros(shape, dtype=torch.bool, device=self.device)
         talker = config.talker_config
-        history = (
-            talker.tts_codec_mask_token_id,
-            talker.tts_codec_pad_token_id,
-            talker.tts_codec_start_token_id,
-        )
-        self.codec_history = torch.isin(
-            self.codec_head.ids, torch.tensor(history, device=self.device)
-        )
+        said = opening_codec_ids(talker, device=self.device)
+        self.codec_history = said[self.codec_head.ids]
         with torch.inference_mode():
             ends = torch.tensor(
                 [talker.tts_text_end_token_id, talker.tts_text_pad_token_id], device=self.device

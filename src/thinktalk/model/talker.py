@@ -92,3 +92,11 @@ def usable_codec_ids(config: TalkerConfig, *, num_codes: int, device: torch.devi
     usable = torch.arange(config.vocab_size, device=device) < num_codes
     usable[list(config.stop_ids)] = True
     return usable
+
+
+def opening_codec_ids(config: TalkerConfig, *, device: torch.device) -> Tensor:
+    """bool [V]: the ids that the repetition penalty counts as said when a speech begins."""
+    said = torch.zeros(config.vocab_size, dtype=torch.bool, device=device)
+    ids = config.tts_codec_mask_token_id, config.tts_codec_pad_token_id
+    said[[*ids, config.tts_codec_start_token_id]] = True
+    return said

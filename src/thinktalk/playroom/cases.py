@@ -260,10 +260,14 @@ def _in_conversation(rng: np.random.Generator, case: Case) -> tuple[Case, int]:
 
 def _fill_in(messages: list[Message], clips: list[Clip]) -> None:
     """Puts the samples into the messages, in place of their numbers."""
-    for message in messages:
-        for part in message["content"] if isinstance(message["content"], list) else []:
-            if part["type"] == "audio":
-                part["audio"] = from_int16(clips[part["audio"]])
+    for part in _recordings(messages):
+        part["audio"] = from_int16(clips[part["audio"]])
+
+
+def _recordings(messages: list[Message]) -> list[Row]:
+    """The parts of the messages that are heard, in order."""
+    contents = [m["content"] for m in messages if isinstance(m["content"], list)]
+    return [part for content in contents for part in content if part["type"] == "audio"]
 
 
 def _media_part(
@@ -308,12 +312,11 @@ def _broken_off(rng: np.random.Generator, case: Case, messages: list[Message]) -
 
 def _surround(rng: np.random.Generator, messages: list[Message]) -> None:
     """Silence around some recordings, as a microphone hears it."""
-    for message in messages:
-        for part in message["content"] if isinstance(message["content"], list) else []:
-            if part["type"] == "audio" and rng.random() < SILENT_SHARE:
-                before = _silence(rng)
-                after = _silence(rng) if rng.random() < 1 / 3 else before[:0]
-                part["audio"] = np.concatenate((before, part["audio"], after))
+    for part in _recordings(messages):
+        if rng.random() < SILENT_SHARE:
+            before = _silence(rng)
+            after = _silence(rng) if rng.random() < 1 / 3 else before[:0]
+            part["audio"] = np.concatenate((before, part["audio"], after))
 
 
 def _silence(rng: np.random.Generator) -> Samples:

@@ -326,9 +326,7 @@ def _portable(judged: Judged, folder: Path) -> Judged:
         return value
 
     messages = [message | {"content": moved(message["content"])} for message in judged.messages]
-    return Judged(
-        messages, judged.tools, judged.text, judged.voice, judged.num_words, judged.candidates
-    )
+    return replace(judged, messages=messages)
 
 
 def _named(key: str, value: Any, folder: Path) -> Any:

@@ -19,7 +19,7 @@ from thinktalk.train.examples import IGNORED
 from thinktalk.train.rows import Row
 from thinktalk.train.shards import Source
 from thinktalk.train.speaking import CodecClasses, num_said, speak, think
-from thinktalk.train.trainer import Task, to_device
+from thinktalk.train.trainer import Task
 
 
 class Scores(NamedTuple):
@@ -89,15 +89,7 @@ class PreferenceTask(Task):
 
     def evaluate(self) -> dict[str, float]:
         """The same figures, over all held-out pairs alike."""
-        sums: dict[str, float] = {}
-        total = 0.0
-        for batch in self.held_out:
-            moved = to_device(batch, self.talker.codec_head.weight.device)
-            count = self.weight(batch)
-            for name, value in self.loss(moved)[1].items():
-                sums[name] = sums.get(name, 0.0) + count * value.item()
-            total += count
-        return {name: value / total for name, value in sums.items()} if total else {}
+        return self.figures_over(self.held_out)
 
     def _scores(self, talker: Talker, rows: Tensor, batch: dict[str, Any]) -> Scores:
         said = speak(talker, self.thinker, rows, batch, classes=self.classes)

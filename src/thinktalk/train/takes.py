@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from thinktalk.generate import Thought, hand_over
+from thinktalk.generate import Thought, hand_over, text_track
 from thinktalk.model.cache import BLOCK_POSITIONS, KVCache, StepPlan
-from thinktalk.model.talker import usable_codec_ids
+from thinktalk.model.talker import opening_codec_ids, usable_codec_ids
 from thinktalk.options import Sampling
 from thinktalk.sampling import choose, draw
 from thinktalk.weights import Voice
@@ -25,11 +25,7 @@ def takes(
     if not thought.reply_rows:
         return [[] for _ in seeds]
     tracks, positions = hand_over(thought, voice=voice)
-    end, pad = (
-        omni.thinker.embed(torch.tensor([token], device=device))
-        for token in (config.tts_text_end_token_id, config.tts_text_pad_token_id)
-    )
-    reply = [*thought.reply_rows[1:], end]
+    reply, pad = text_track(thought)
     length, after = len(tracks), int(positions.max()) + 1
     blocks = -(-(length + max_codec_ids) // BLOCK_POSITIONS)
     cache = KVCache(config, num_blocks=rows * blocks, dtype=tracks.dtype, device=device)
@@ -47,13 +43,7 @@ def takes(
         where = positions.to(device)[:, None].expand(3, rows, num_tokens)
         return talker(tracks, positions=where, cache=cache, plan=plan)[:, -1]
 
-    history = (
-        config.tts_codec_mask_token_id,
-        config.tts_codec_pad_token_id,
-        config.tts_codec_start_token_id,
-    )
-    seen = torch.zeros(rows, config.vocab_size, dtype=torch.bool, device=device)
-    seen[:, list(history)] = True
+    seen = opening_codec_ids(config, device=device).repeat(rows, 1)
     usable = usable_codec_ids(
         config, num_codes=omni.config.token2wav_config.dit_config.num_embeds, device=device
     )

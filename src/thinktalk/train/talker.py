@@ -17,7 +17,7 @@ from thinktalk.train.examples import IGNORED
 from thinktalk.train.losses import token_losses
 from thinktalk.train.packing import learned_rows
 from thinktalk.train.speaking import CodecClasses, Said, VoiceRows, num_said, speak, think
-from thinktalk.train.trainer import Task, to_device
+from thinktalk.train.trainer import Task
 
 SPELLING_WEIGHT = 0.3
 
@@ -92,15 +92,7 @@ class TalkerTask(Task):
 
     def evaluate(self) -> dict[str, float]:
         """The same figures, over all held-out ids alike."""
-        sums: dict[str, float] = {}
-        total = 0.0
-        for batch in self.held_out:
-            moved = to_device(batch, self.talker.codec_head.weight.device)
-            count = self.weight(batch)
-            for name, value in self.loss(moved)[1].items():
-                sums[name] = sums.get(name, 0.0) + count * value.item()
-            total += count
-        return {name: value / total for name, value in sums.items()} if total else {}
+        return self.figures_over(self.held_out)
 
     def _text(self, hidden: Tensor, batch: dict[str, Any]) -> Tensor:
         """The Thinker's own loss: cross-entropy on the replies' text."""

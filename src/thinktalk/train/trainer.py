@@ -7,7 +7,7 @@ a resumed leg continues exactly where the last checkpoint stood.
 
 import math
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -79,6 +79,18 @@ class Task:
     def evaluate(self) -> dict[str, float]:
         """Figures on held-out data, logged now and then; the same on every rank."""
         return {}
+
+    def figures_over(self, batches: Iterable[dict[str, Any]]) -> dict[str, float]:
+        """The loss's figures over all batches, each counted by its weight; none without batches."""
+        device = next(self.module.parameters()).device
+        sums: dict[str, float] = {}
+        total = 0.0
+        for batch in batches:
+            count = self.weight(batch)
+            for name, value in self.loss(to_device(batch, device))[1].items():
+                sums[name] = sums.get(name, 0.0) + count * value.item()
+            total += count
+        return {name: value / total for name, value in sums.items()} if total else {}
 
 
 def train(
