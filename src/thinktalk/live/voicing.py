@@ -114,9 +114,10 @@ def compute_with(threads: int) -> None:
     """Has torch share the products of the calling thread among so many; those of all others stay
     as they are.
 
-    torch.set_num_threads is about its caller, and about threads that have not computed yet: for
-    these a thread that ends at once sets the number back.
+    torch.set_num_threads is about its caller, and about threads that have not computed yet: these
+    will ask once for the number that was set last. So a thread that ends at once sets it back.
     """
+    torch.get_num_threads()  # now this thread has asked
     with _switch:
         usual = _in_new_thread(torch.get_num_threads)
         torch.set_num_threads(threads)
