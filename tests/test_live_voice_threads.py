@@ -190,7 +190,7 @@ def test_jobs_are_spread_and_come_back_in_any_order(model: LoadedModel) -> None:
     for n, session in enumerate(sessions):
         ask(session, n)
     stage.run()
-    assert [len(job.replies) for job in workers.waiting] == [2, 1]
+    assert len(workers.waiting) == 2, "both are busy"
     finish(stage, workers)
     for n, session in enumerate(sessions):
         same(stage.reply(session), model, n)
