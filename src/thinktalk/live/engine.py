@@ -67,11 +67,9 @@ class Engine(Sessions):
         default on CUDA only). thread=False: the engine works when `step` is called, or while
         somebody waits for events. Further options: see Sessions."""
         kind = model.device.type
+        dit = model.config.token2wav_config.dit_config
         voice_threads = num_voice_threads(
-            voice_threads,
-            width=model.config.token2wav_config.dit_config.hidden_size,
-            device=model.device,
-            live=thread,
+            voice_threads, width=dit.hidden_size, device=model.device, live=thread
         )
         thinker_pool, talker_pool = _pools(model, max_sessions, cache_positions)
         super().__init__(
@@ -101,7 +99,6 @@ class Engine(Sessions):
         self._voices = VoiceWorkers(
             voice_threads, render=lambda job: self.passes.render(job), wake=self.wake
         )
-        self._threads = max(1, torch.get_num_threads() - voice_threads) if voice_threads else None
         self._thread: threading.Thread | None = None
         if thread:
             self._thread = threading.Thread(target=self._run, name="thinktalk", daemon=True)
@@ -266,8 +263,8 @@ class Engine(Sessions):
         self.close_workers()
 
     def _run(self) -> None:
-        if self._threads is not None:
-            compute_with(self._threads)
+        if self._voices.num_threads:
+            compute_with(max(1, torch.get_num_threads() - self._voices.num_threads))
         while not self._stops:
             self._waker.clear()
             try:

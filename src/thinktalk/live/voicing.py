@@ -51,8 +51,12 @@ class VoiceWorkers:
             thread.start()
 
     @property
+    def num_threads(self) -> int:
+        return len(self._threads)
+
+    @property
     def num_idle(self) -> int:
-        return max(1, len(self._threads)) - self.num_busy
+        return max(1, self.num_threads) - self.num_busy
 
     def submit(self, job: VoiceJob) -> None:
         if self._threads:
