@@ -144,6 +144,24 @@ def test_watch_sees_every_stage_and_leaves_no_trace(tiny: LoadedModel) -> None:
     assert before == {name: dict(vars(owner)) for name, owner in owners(engine).items()}
 
 
+def test_watch_sees_what_other_threads_render(tiny: LoadedModel) -> None:
+    engine = Engine(tiny, max_sessions=2, voice_threads=2)
+    endless(engine)
+    before = {name: dict(vars(owner)) for name, owner in owners(engine).items()}
+    watch = Watch(engine)
+    sessions = [engine.open(Settings(max_text_tokens=7, max_codec_ids=30)) for _ in range(2)]
+    for session in sessions:
+        session.push_text("What?")
+        session.commit()
+    for session in sessions:
+        assert any(isinstance(event, ResponseDone) for event in session.events(timeout_s=60))
+    shares = watch.stop()
+    engine.close()
+    assert 3 <= shares.calls["dit"] <= 6 and shares.calls["dit"] <= shares.calls["vocoder"]
+    assert shares.seconds["dit"] > 0 and shares.tokens["speak"] == 60
+    assert before == {name: dict(vars(owner)) for name, owner in owners(engine).items()}
+
+
 def owners(engine: Engine) -> dict[str, Any]:
     return {"passes": engine.passes, "token2wav": engine.model.omni.token2wav}
 

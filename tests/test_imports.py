@@ -53,7 +53,7 @@ TABLE = {
         "live.__init__ live.listen live.turn live.camera live.draft live.history live.memory"
         " live.prefixes live.replies live.conversation live.session live.sessions live.blocks"
         " live.scheduler live.passes live.engine live.speak live.store live.stream live.graphs"
-        " live.steps",
+        " live.steps live.voicing",
         GENERATE + " live.api parallel",
         "",
     ),

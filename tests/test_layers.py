@@ -4,15 +4,15 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from thinktalk.model.layers import (
     RMSNorm,
     SwiGLU,
+    WideLinear,
     apply_rotary,
     attend,
     join_heads,
-    large_products,
     rotary_frequencies,
     split_heads,
 )
@@ -108,29 +108,23 @@ def test_heads() -> None:
     assert torch.equal(join_heads(heads), x)
 
 
-def test_large_products_stay_exact_and_are_only_inside() -> None:
-    """Whoever computes them, float32 is float32; and after the last user all is as it was."""
+@pytest.mark.parametrize("shape", [(96, 240), (2, 3, 24, 240), (1, 240)], ids=str)
+@pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
+def test_wide_products_are_exact(shape: tuple[int, ...], bias: bool) -> None:
+    """Whoever computes them, float32 is float32, and gradients come as usual."""
     torch.manual_seed(0)
-    products = torch.backends.mkldnn.matmul  # pyright: ignore[reportAttributeAccessIssue]
-    before = products.fp32_precision
-    x, weight = torch.randn(96, 240), torch.randn(720, 240)
-    exact = (x.double() @ weight.double().T).float()
-
-    @large_products()
-    def product() -> Tensor:
-        return torch.nn.functional.linear(x, weight)
-
-    for _ in range(2):  # a decorator serves every call
-        assert (product() - exact).abs().max() < 1e-6 * exact.abs().max()
-    assert products.fp32_precision == before
-    first, second = large_products(), large_products()  # as two threads may overlap
-    first.__enter__()
-    inside = products.fp32_precision
-    second.__enter__()
-    first.__exit__(None, None, None)
-    assert products.fp32_precision == inside
-    second.__exit__(None, None, None)
-    assert products.fp32_precision == before
-    with pytest.raises(ZeroDivisionError), large_products():
-        raise ZeroDivisionError
-    assert products.fp32_precision == before
+    layer, x = WideLinear(240, 72, bias=bias), torch.randn(shape)
+    exact = nn.functional.linear(x.double(), *(p.double() for p in layer.parameters()))
+    trained = layer(x)
+    assert trained.requires_grad
+    for strided in (x, torch.stack((x, x), dim=-1)[..., 0]):
+        with torch.inference_mode():
+            found = layer(strided)
+        assert found.shape == trained.shape and found.dtype == torch.float32
+        for product in (found, trained):
+            assert (product - exact).abs().max() < 1e-6 * exact.abs().max()
+    narrow = layer.to(torch.bfloat16)
+    with torch.no_grad():
+        assert torch.equal(
+            narrow(x.bfloat16()), nn.functional.linear(x.bfloat16(), narrow.weight, narrow.bias)
+        )

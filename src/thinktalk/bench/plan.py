@@ -25,11 +25,11 @@ turns that the caller ends and once with turns that the detector ends."""
 @dataclass(frozen=True)
 class Plan:
     """model: a checkpoint; or random: a size of random_model.SIZES. dtype: of Thinker and Talker,
-    voice_dtype: of the DiT. sessions: how many at once, one measurement each. seconds: of the
-    question, which is the sound `question`, or made up. clock: as calls.py says; the processor's is
-    for one thread of a CPU. what: calls in real time, what is left to do at the end of a turn,
-    these `networks` alone, or how far cheaper ways to the mel lead from the exact one. against: put
-    transformers beside it."""
+    voice_dtype: of the DiT. threads: of torch, voice_threads: beside the engine's. sessions: how
+    many at once, one measurement each. seconds: of the question, which is the sound `question`, or
+    made up. clock: as calls.py says; the processor's is for one thread of a CPU. what: calls in
+    real time, what is left to do at the end of a turn, these `networks` alone, or how far cheaper
+    ways to the mel lead from the exact one. against: put transformers beside it."""
 
     what: What = "calls"
     model: str = "spark"
@@ -38,6 +38,7 @@ class Plan:
     dtype: str | None = None
     voice_dtype: str = "float32"
     threads: int | None = None
+    voice_threads: int | None = None
     solver: Solver = "euler"
     clock: Clock = "wall"
     sessions: tuple[int, ...] = (1, 2, 4, 8)
@@ -131,6 +132,13 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
         help="of the DiT's ODE: 9, 18 or 36 evaluations (default: euler)",
     )
     group.add_argument("--threads", metavar="N", type=int, help="of a CPU (default: torch's)")
+    group.add_argument(
+        "--voice-threads",
+        metavar="N",
+        type=int,
+        help="that render the voice beside the engine's (default: for a small model on a CPU as "
+        "many as --threads, if those are more than one)",
+    )
     group.add_argument("--seed", metavar="N", type=int, default=0, help="(default: 0)")
 
 

@@ -133,7 +133,13 @@ def model_of(plan: Plan, folder: Path) -> LoadedModel:
 @contextmanager
 def engine_of(model: LoadedModel, plan: Plan, *, sessions: int) -> Iterator[Engine]:
     threaded = plan.clock == "wall"
-    engine = Engine(model, max_sessions=sessions, solver=plan.solver, thread=threaded)
+    engine = Engine(
+        model,
+        max_sessions=sessions,
+        solver=plan.solver,
+        voice_threads=plan.voice_threads,
+        thread=threaded,
+    )
     endless(engine)
     try:
         yield engine

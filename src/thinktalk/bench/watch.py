@@ -1,7 +1,8 @@
 """Where the time of an engine goes, seen from outside: its passes are wrapped."""
 
+import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +18,8 @@ STAGES = ("ear", "encode", "prefill", "think", "speak", "dit", "vocoder", "rest"
 class Watch:
     """Measures an engine until `stop`. Stages: ear (mel and detector), encode (sound and pictures),
     prefill (of both caches), think (one text id a row), speak (one codec id a row), dit, vocoder,
-    and the rest of every tick. A stage's time is without the stages inside it.
+    and the rest of every tick. A stage's time is without the stages inside it. What other threads
+    render counts as well, so that together the stages may take longer than the clock ran.
 
     Times are those of the clock on which the engine is measured (see calls.py); on CUDA they are
     those of the device's queue, so the host is not held up.
@@ -28,7 +30,7 @@ class Watch:
         self._device = engine.model.device
         self._clock = time.perf_counter if engine.has_thread else time.process_time
         self._spans: list[tuple[str, str | None, Any, Any]] = []
-        self._inside: list[str] = []
+        self._inside: defaultdict[int, list[str]] = defaultdict(list)  # of every thread
         self._before: list[tuple[Any, str, Any]] = []  # what was wrapped; None: the class's own
         passes, token2wav = engine.passes, engine.model.omni.token2wav
         self._wrap(engine, "step", "rest")
@@ -38,13 +40,14 @@ class Watch:
         self._wrap(passes, "tell", "prefill")
         self._wrap(passes, "think", "think")
         self._wrap(passes, "speak", "speak")
-        self._wrap(passes, "voice", "rest")
+        for name in ("voice_job", "render", "voiced"):
+            self._wrap(passes, name, "rest")
         self._wrap(token2wav, "render", "dit")
         self._wrap(token2wav, "vocode", "vocoder")
 
     def stop(self) -> "Shares":
-        """Takes the wraps off, as soon as the tick in progress is over."""
-        while self._inside:
+        """Takes the wraps off, as soon as the tick in progress is over, and what is rendered."""
+        while any(list(self._inside.values())):
             time.sleep(0.001)
         for owner, name, before in self._before:
             if before is None:
@@ -70,13 +73,14 @@ class Watch:
         inner = getattr(owner, name)
 
         def measured(*args: Any, **kwargs: Any) -> Any:
-            outer = self._inside[-1] if self._inside else None
-            self._inside.append(stage)
+            inside = self._inside[threading.get_ident()]
+            outer = inside[-1] if inside else None
+            inside.append(stage)
             start = self._now()
             try:
                 result = inner(*args, **kwargs)
             finally:
-                self._inside.pop()
+                inside.pop()
             self._spans.append((stage, outer, start, self._now()))
             if isinstance(result, Chosen):
                 self.tokens[stage] += len(result.replies)

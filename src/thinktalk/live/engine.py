@@ -1,7 +1,8 @@
 """One model and its sessions: every tick moves each of them on by one step, all in batches.
 
 listen (windows and pictures into features, prompts into both caches) -> think -> speak -> publish
--> voice. One thread does all of it; sessions are state, and the model has none.
+-> voice. One thread does all of it, but for the voice on a CPU, which is rendered by a few others
+(see voicing.py); it alone touches sessions, which are state, and the model has none.
 """
 
 import atexit
@@ -21,12 +22,16 @@ from thinktalk.live.graphs import Graphs
 from thinktalk.live.passes import Chosen, Passes
 from thinktalk.live.sessions import NO_ROOM, Sessions
 from thinktalk.live.speak import Reply
+from thinktalk.live.voicing import VoiceJob, VoiceWorkers, compute_with, num_voice_threads
 from thinktalk.model.cache import BLOCK_POSITIONS
 from thinktalk.model.dit import Solver
 from thinktalk.weights import LoadedModel
 
 IDLE_S = 0.5  # the longest sleep of a thread that nobody wakes
 DEFAULT_POSITIONS = 8192  # cache positions per session, unless the context is shorter
+# Replies whose voice is rendered at once, and how many of their blocks. On a CPU two small groups
+# together take 3/4 of the time, but two of four blocks as long as one after the other.
+VOICE_ROWS, VOICE_BLOCKS = {"cpu": 2, "cuda": 32}, {"cpu": 4, "cuda": 128}
 REPLY_END = 8  # positions kept for the end of a reply, should the cache be full by then
 
 log = logging.getLogger(__name__)
@@ -48,15 +53,24 @@ class Engine(Sessions):
         cache_positions: int | None = None,
         solver: Solver = "euler",
         voice_rows: int | None = None,
+        voice_threads: int | None = None,
         graphs: bool | None = None,
         thread: bool = True,
         **options: Any,
     ):
         """cache_positions: of each cache, shared by all sessions (default: 8192 a session, or the
-        context). voice_rows: replies whose voice is rendered in one tick at most. graphs: whether
-        steps run on fixed buffers, as CUDA graphs (see graphs.py; by default on CUDA only).
-        thread=False: the engine works when `step` is called, or while somebody waits for events.
-        Further options: see Sessions."""
+        context). voice_rows: replies whose voice is rendered at once at most. voice_threads: how
+        many threads render it beside the engine's, on a CPU (default: as many as torch computes
+        with, for a small model; for one like the official ones 0: give it as many as sessions shall
+        speak at once). Each then computes with one thread of torch, and the engine's with those
+        that are left. graphs: whether steps run on fixed buffers, as CUDA graphs (see graphs.py; by
+        default on CUDA only). thread=False: the engine works when `step` is called, or while
+        somebody waits for events. Further options: see Sessions."""
+        kind = model.device.type
+        dit = model.config.token2wav_config.dit_config
+        voice_threads = num_voice_threads(
+            voice_threads, width=dit.hidden_size, device=model.device, live=thread
+        )
         thinker_pool, talker_pool = _pools(model, max_sessions, cache_positions)
         super().__init__(
             model,
@@ -65,7 +79,7 @@ class Engine(Sessions):
             talker_pool=talker_pool,
             **options,
         )
-        graphs = model.device.type == "cuda" if graphs is None else graphs
+        graphs = kind == "cuda" if graphs is None else graphs
         slots = 2 * max_sessions  # as many transcriptions may go on beside
         self.passes = Passes(
             model,
@@ -75,12 +89,16 @@ class Engine(Sessions):
             solver=solver,
             graphs=Graphs(model.device) if graphs else None,
         )
-        self.voice_rows = voice_rows or (2 if model.device.type == "cpu" else 32)
+        self.voice_rows = voice_rows or VOICE_ROWS.get(kind, 2)
+        self.voice_blocks = VOICE_BLOCKS.get(kind, 4)
         self.counters: Counter[str] = Counter()
         self._slots: list[Reply | None] = [None] * slots
         self._gave_way = False  # in this tick, for want of room in a cache
         self._waker = threading.Event()
         self._stops = False
+        self._voices = VoiceWorkers(
+            voice_threads, render=lambda job: self.passes.render(job), wake=self.wake
+        )
         self._thread: threading.Thread | None = None
         if thread:
             self._thread = threading.Thread(target=self._run, name="thinktalk", daemon=True)
@@ -171,14 +189,38 @@ class Engine(Sessions):
         return thoughts is not None or speech is not None
 
     def _voice(self, conversations: Sequence[Conversation]) -> bool:
-        work = scheduler.to_voice(conversations, block_due=self._block_due, limit=self.voice_rows)
-        if not work:
-            return False
-        self.counters["voice_blocks"] += len(work)
-        waves = self.passes.voice([(reply, count) for _, reply, count in work])
-        for (conversation, _, _), wave in zip(work, waves, strict=True):
-            conversation.replies.sound(wave.float().cpu().numpy())
-        return True
+        """Hands out what is due to be rendered, and hands on what has been."""
+        work = scheduler.to_voice(
+            conversations,
+            block_due=self._block_due,
+            jobs=self._voices.num_idle,
+            rows=self.voice_rows,
+            blocks=self.voice_blocks,
+        )
+        for part in work:
+            self.counters["voice_blocks"] += len(part)
+            self._voices.submit(self.passes.voice_job(part))
+            for reply, _ in part:
+                reply.rendering = True
+        finished = self._voices.finished()
+        for job in finished:
+            self._voiced(job)
+        return bool(work or finished)
+
+    def _voiced(self, job: VoiceJob) -> None:
+        """Sends the sound of those replies that are not over since the job was made."""
+        owners = {id(c.replies.current): c for c in list(self.conversations.values())}
+        if job.error is None:
+            for reply, wave in self.passes.voiced(job):
+                owners[id(reply)].replies.sound(wave.float().cpu().numpy())
+            return
+        log.error("a job of the voice failed", exc_info=job.error)
+        for reply in job.replies:
+            reply.rendering = False
+            if len(job.replies) > 1:
+                reply.renders_alone = True  # it need not be this one's fault
+            elif not reply.ended:
+                self.abort(owners[id(reply)], f"the voice of this session failed: {job.error}")
 
     def _finish_replies(self, conversations: Sequence[Conversation]) -> None:
         for conversation in conversations:
@@ -215,11 +257,14 @@ class Engine(Sessions):
         self.wake()
         if self._thread is not None:
             self._thread.join()
+        self._voices.close()
         while self.step():
             pass
         self.close_workers()
 
     def _run(self) -> None:
+        if self._voices.num_threads:
+            compute_with(max(1, torch.get_num_threads() - self._voices.num_threads))
         while not self._stops:
             self._waker.clear()
             try:
@@ -280,6 +325,7 @@ class Engine(Sessions):
             "prefixes_used": self.prefixes.num_used,
             "sessions": len(self.sessions),
             "replies": sum(reply is not None for reply in replies),
+            "voice_jobs": self._voices.num_busy,
             "waiting_positions": sum(
                 c.memory.num_waiting for c in list(self.conversations.values())
             ),

@@ -18,6 +18,7 @@ from thinktalk.live.history import Piece
 from thinktalk.live.memory import Memory, Span
 from thinktalk.live.speak import Reply
 from thinktalk.live.steps import Steps
+from thinktalk.live.voicing import VoiceJob
 from thinktalk.model.audio import num_tokens
 from thinktalk.model.dit import Solver
 from thinktalk.model.talker import opening_codec_ids, prompt_rows
@@ -279,30 +280,45 @@ class Passes:
 
     # ---- the voice
 
-    def voice(self, work: Sequence[tuple[Reply, int]]) -> list[Tensor]:
-        """The next blocks of every reply, from so many of its ids: its samples that are certain."""
+    def voice_job(self, work: Sequence[tuple[Reply, int]]) -> VoiceJob:
+        """The next blocks of every reply, from so many of its ids, to be rendered by any thread."""
         size = self.token2wav.config.dit_config.codes_per_block
-        slots = [reply.slot for reply, _ in work if reply.slot is not None]
-        width = max(count for _, count in work)
-        ids = torch.zeros(len(work), width, dtype=torch.int64)
+        replies, counts = [reply for reply, _ in work], [count for _, count in work]
+        ids = torch.zeros(len(work), max(counts), dtype=torch.int64)
         for row, (reply, count) in zip(ids, work, strict=True):
             first = reply.blocks * size
             row[:count] = torch.tensor(reply.codec_ids[first : first + count])
-        state = self.voices.rows(slots)
-        counts = torch.tensor([count for _, count in work])
-        waves = self.token2wav.step(
-            state,
-            ids,
-            counts=counts,
+        state = self.voices.rows(_slots(replies))
+        return VoiceJob(replies, state, ids, torch.tensor(counts))
+
+    def render(self, job: VoiceJob) -> None:
+        """Fills the job's waves. Reads nothing that changes but the job."""
+        job.waves = self.token2wav.step(
+            job.state,
+            job.ids,
+            counts=job.counts,
             schedule=self.schedule,
             solve=self.steps.solve,
             vocode=self.steps.vocode,
         )
-        self.voices.write(slots, state)
-        for (reply, _), blocks in zip(work, state.blocks.tolist(), strict=True):
-            reply.blocks = blocks
+
+    def voiced(self, job: VoiceJob) -> list[tuple[Reply, Tensor]]:
+        """Takes a rendered job back: the samples of every reply that is not over meanwhile."""
+        size = self.token2wav.config.dit_config.codes_per_block
+        rows = [row for row, reply in enumerate(job.replies) if not reply.ended]
+        replies = [job.replies[row] for row in rows]
+        if not rows:
+            return []
+        state = job.state if len(rows) == len(job.replies) else job.state.rows(rows)
+        self.voices.write(_slots(replies), state)
+        for reply, blocks in zip(replies, state.blocks.tolist(), strict=True):
+            reply.rendering, reply.blocks = False, blocks
             reply.voice_done = reply.codec_done and blocks * size >= len(reply.codec_ids)
-        return waves
+        return [(job.replies[row], job.waves[row]) for row in rows]
+
+
+def _slots(replies: Sequence[Reply]) -> list[int]:
+    return [reply.slot for reply in replies if reply.slot is not None]
 
 
 def _split(values: Tensor | None, sizes: list[int]) -> list[Tensor | None]:

@@ -1,8 +1,8 @@
 """Who is served in this tick: conversations in, the work of every pass out. Pure functions.
 
 Replies that are in progress step in every tick, all together. Prompts enter the caches in bounded
-chunks, those first whose user waits for a reply. Voice blocks cost most, so few are rendered per
-tick, those first whose listener would run out of sound first.
+chunks, those first whose user waits for a reply. Voice blocks cost most, so few are rendered at
+a time, those first whose listener would run out of sound first.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,6 +11,7 @@ from thinktalk.live.conversation import Conversation
 from thinktalk.live.history import Piece
 from thinktalk.live.memory import Memory, Span
 from thinktalk.live.speak import Reply
+from thinktalk.model.code2wav import group_blocks
 
 ENCODED_WINDOWS = 16  # of 2 s, per tick, over all conversations; at least one piece
 PREFILL_POSITIONS = 512  # per tick and network, over all conversations
@@ -79,18 +80,36 @@ def to_speak(conversations: Sequence[Conversation]) -> list[tuple[Memory, Reply]
 
 
 def to_voice(
-    conversations: Sequence[Conversation], *, block_due: BlockDue, limit: int
-) -> list[tuple[Conversation, Reply, int]]:
-    """At most `limit` replies with a block to render, and from how many ids."""
+    conversations: Sequence[Conversation],
+    *,
+    block_due: BlockDue,
+    jobs: int,
+    rows: int,
+    blocks: int,
+) -> list[list[tuple[Reply, int]]]:
+    """Replies with blocks to render, and from how many ids: in at most so many jobs, spread over
+    all of them, each of at most so many replies and blocks, but one reply at least."""
     due = []
     for conversation in conversations:
         reply = conversation.replies.current
-        if reply is None or not reply.speak or reply.voice_done:
+        if reply is None or not reply.speak or reply.voice_done or reply.rendering:
             continue
         count = block_due(reply)
         if count:
-            due.append((conversation, reply, count))
-    return sorted(due, key=lambda entry: ahead_s(entry[0]))[:limit]
+            due.append((ahead_s(conversation), reply, count))
+    due.sort(key=lambda entry: entry[0])
+    found: list[list[tuple[Reply, int]]] = []
+    rows, room = min(rows, -(-len(due) // max(1, jobs))), 0
+    for _, reply, count in due:
+        size = blocks if reply.renders_alone else group_blocks(reply.blocks)
+        if not found or len(found[-1]) == rows or size > room:
+            if len(found) >= jobs:
+                break
+            found.append([])
+            room = blocks
+        found[-1].append((reply, count))
+        room -= size
+    return found
 
 
 def ahead_s(conversation: Conversation) -> float:

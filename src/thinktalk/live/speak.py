@@ -55,6 +55,8 @@ class Reply:
     codec_began: bool = False
     codec_done: bool = False
     blocks: int = 0
+    rendering: bool = False  # the next ones are being rendered
+    renders_alone: bool = False  # a job that it shared with others has failed
     voice_done: bool = False
     num_samples: int = 0
     heard_from_s: float | None = None  # the session's clock when its first sound was sent

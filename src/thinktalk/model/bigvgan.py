@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from thinktalk.config import BigVGANConfig
-from thinktalk.model.layers import large_products
+from thinktalk.model.layers import wide_product
 
 MIN_DB = -115.0  # the mel, in decibel, is clamped here and scaled to -1..1
 REFERENCE_DB = 20.0
@@ -47,7 +47,6 @@ class BigVGAN(nn.Module):
         like = self.conv_pre.weight
         self.up_band, self.down_band = (band.to(like) for band in resampling_bands())
 
-    @large_products()
     def forward(self, mel: Tensor) -> Tensor:
         """Natural-log mel [B,M,T] -> samples [B, T * samples_per_frame] in -1..1."""
         assert mel.shape[1] == self.config.mel_dim, (mel.shape, self.config.mel_dim)
@@ -207,12 +206,16 @@ class _AntiAliasedSnake(torch.autograd.Function):
 
 def _doubled(x: Tensor, up: Tensor) -> Tensor:
     """[B,C,T] -> [B,C,2T], low-passed."""
-    return (_windows(x, UP_HALO, step=BLOCK) @ up).flatten(2)[..., : 2 * x.shape[-1]]
+    return (wide_product(_windows(x, UP_HALO, step=BLOCK), up.mT)).flatten(2)[
+        ..., : 2 * x.shape[-1]
+    ]
 
 
 def _halved(u: Tensor, down: Tensor) -> Tensor:
     """[B,C,2T] -> [B,C,T], low-passed."""
-    return (_windows(u, DOWN_HALO, step=2 * BLOCK) @ down).flatten(2)[..., : u.shape[-1] // 2]
+    return (wide_product(_windows(u, DOWN_HALO, step=2 * BLOCK), down.mT)).flatten(2)[
+        ..., : u.shape[-1] // 2
+    ]
 
 
 def _rate_height(alpha: Tensor, beta: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:

@@ -24,7 +24,7 @@ from thinktalk.model.flow import (
     integrate,
     time_points,
 )
-from thinktalk.model.layers import large_products, rotary_frequencies
+from thinktalk.model.layers import rotary_frequencies
 from thinktalk.model.speaker import Ecapa
 
 NUM_TIME_FREQUENCIES = 128
@@ -185,7 +185,6 @@ class DiT(nn.Module):
         inner = self.config.num_attention_heads * self.config.head_dim
         return self.config.block_size, 2 * inner
 
-    @large_products()
     def solve(
         self,
         noise: Tensor,

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from thinktalk.config import DiTConfig
-from thinktalk.model.layers import attend, join_heads, split_heads
+from thinktalk.model.layers import WideLinear, attend, join_heads, split_heads
 
 NORM_EPS = 1e-6
 
@@ -33,7 +33,7 @@ class Layer(nn.Module):
         dim, inner = config.hidden_size, config.ff_mult * config.hidden_size
         self.attn_norm = modulation_linear(dim, 6)
         self.attn = Attention(config, back=back, ahead=ahead)
-        up, down = nn.Linear(dim, inner), nn.Linear(inner, dim)
+        up, down = WideLinear(dim, inner), WideLinear(inner, dim)
         parts = up, nn.GELU(approximate="tanh"), nn.Identity(), down
         self.ff = nn.ModuleDict({"ff": nn.Sequential(*parts)})
 
@@ -54,10 +54,10 @@ class Attention(nn.Module):
     def __init__(self, config: DiTConfig, *, back: bool, ahead: bool):
         super().__init__()
         inner = config.num_attention_heads * config.head_dim
-        self.to_q = nn.Linear(config.hidden_size, inner)
-        self.to_k = nn.Linear(config.hidden_size, inner)
-        self.to_v = nn.Linear(config.hidden_size, inner)
-        self.to_out = nn.Sequential(nn.Linear(inner, config.hidden_size))
+        self.to_q = WideLinear(config.hidden_size, inner)
+        self.to_k = WideLinear(config.hidden_size, inner)
+        self.to_v = WideLinear(config.hidden_size, inner)
+        self.to_out = nn.Sequential(WideLinear(inner, config.hidden_size))
         self.head_dim = config.head_dim
         self.back, self.ahead = back, ahead
         if back and ahead:

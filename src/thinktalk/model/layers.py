@@ -3,10 +3,7 @@
 Shapes: B rows, T new tokens, S keys, H heads, K key/value heads, D head size.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -61,7 +58,7 @@ def attend(
     short = 1 < q.shape[2] <= 32 and k.shape[2] <= 64
     if q.device.type == "cpu" and (q.requires_grad or short):
         # measured: the fused kernel's backward is 2 to 10 times slower than the plain products,
-        # and its own products inside are small ones that do not profit from `large_products`
+        # and its own products inside are small ones that do not profit from oneDNN
         return _attend_plainly(q, k, v, mask=mask, causal=causal)
     grouped = q.shape[1] != k.shape[1]
     return F.scaled_dot_product_attention(
@@ -85,42 +82,32 @@ def _attend_plainly(
     return scores.softmax(-1).to(v.dtype) @ v
 
 
-_PRODUCTS = torch.backends.mkldnn.matmul  # pyright: ignore[reportAttributeAccessIssue]
-_USUAL = _PRODUCTS.fp32_precision
-_ALLOWED = "bf16"  # makes torch ask oneDNN, which then may round the factors to bfloat16
-_users: list[None] = []  # one entry for each large_products() that is open, in whatever thread
+# Not every build of torch has oneDNN; the operator is the one that torch.compile gives linears.
+_HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(
+    torch.ops.mkldnn, "_linear_pointwise"
+)
 
 
-@contextmanager
-def large_products() -> Iterator[None]:
-    """Inside, float32 matrix products on a CPU are oneDNN's, if that computes them in float32.
+def wide_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """F.linear of x [...,I], weight [O,I] and bias [O], for networks that always have many rows.
 
-    MKL, which torch asks otherwise, leaves AVX-512 unused on CPUs that are not Intel's: there the
-    products of DiT and vocoder take twice as long. But those with a single row take a third of the
-    time in MKL, so this is for networks that always have many. Also usable as a decorator. The
-    switch is the whole process's: products of other threads meanwhile are as right, but slower.
+    MKL, which torch asks on a CPU, leaves AVX-512 unused on CPUs that are not Intel's: there the
+    products of DiT and vocoder take twice as long as in oneDNN. But those with a single row take a
+    third of the time in MKL, so this is not for the others. Only without gradients and in float32,
+    as exactly.
     """
-    if not _onednn_is_exact():
-        yield
-        return
-    _users.append(None)
-    _PRODUCTS.fp32_precision = _ALLOWED
-    try:
-        yield
-    finally:
-        _users.pop()
-        if not _users:
-            _PRODUCTS.fp32_precision = _USUAL
+    if not (_HAS_ONEDNN and x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32):
+        return F.linear(x, weight, bias)
+    if torch.is_grad_enabled():
+        return F.linear(x, weight, bias)
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
-@cache
-def _onednn_is_exact() -> bool:
-    """Whether it does not round, though it may; it has no use for that on CPUs without AMX."""
-    _PRODUCTS.fp32_precision = _ALLOWED
-    fine = torch.full((256, 256), 1 + 2**-12)  # bfloat16 rounds that to 1
-    exact = torch.equal(fine @ torch.eye(256), fine)
-    _PRODUCTS.fp32_precision = _USUAL
-    return exact
+class WideLinear(nn.Linear):
+    """A linear layer that is always given many rows: see wide_product."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return wide_product(input, self.weight, self.bias)
 
 
 def rotary_frequencies(dim: int, *, theta: float, device: torch.device | None = None) -> Tensor:
