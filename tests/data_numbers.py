@@ -11,6 +11,7 @@ from thinktalk.media.prompt import Prompt
 from thinktalk.train.data import Dataset, Loader
 from thinktalk.train.examples import IGNORED, Example
 from thinktalk.train.rows import Conversation, Row
+from thinktalk.train.survey import SILENT
 
 
 @dataclass
@@ -39,6 +40,7 @@ class NumberMaker:
 
     length: Callable[[int], int] = lambda number: 5 + number * 7 % 40
     bad: frozenset[int] = frozenset()  # are found in the survey
+    silent: frozenset[int] = frozenset()
     broken: frozenset[int] = frozenset()  # are found when they are made
     measured: list[int] = field(default_factory=list)
     made: list[int] = field(default_factory=list)
@@ -47,7 +49,7 @@ class NumberMaker:
         self.measured.append(number := row.extra["number"])
         if number in self.bad:
             raise ValueError(f"number {number} is bad")
-        return self.length(number)
+        return SILENT if number in self.silent else self.length(number)
 
     def make(self, row: Row) -> list[Example]:
         self.made.append(number := row.extra["number"])

@@ -130,6 +130,24 @@ def test_rows_that_cannot_be_asked_are_told_and_left_out(
         draw_pairs(model, open_source(rows[:1]), tmp_path / "none", ear=ear, samples=1)
 
 
+def test_rows_whose_reply_is_not_spoken_are_left_out_and_counted(
+    model: LoadedModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ask = {"role": "user", "content": "hi"}
+    call = {"name": "look", "arguments": {}}
+    replies = ({"tool_calls": [{"type": "function", "function": call}]}, {"content": " "})
+    rows = [{"messages": [ask, {"role": "assistant", "content": "", **reply}]} for reply in replies]
+    ear = Ear(Listener("one two three"))
+    for _ in range(2):  # also where all of it was done before
+        summary = draw_pairs(
+            model, open_source([*rows, ROWS[0]]), tmp_path / "some", ear=ear, samples=1
+        )
+        assert summary["prompts"] == 1
+    assert caplog.messages == ["left out 2 of 3 rows, whose last reply is not spoken"] * 2
+    with pytest.raises(ValueError, match="no last reply in the 2 rows is spoken"):
+        draw_pairs(model, open_source(rows), tmp_path / "none", ear=ear, samples=1)
+
+
 def test_an_ear_may_be_any_program(tmp_path: Path) -> None:
     program = tmp_path / "ear.py"
     program.write_text("import sys, wave; print(wave.open(sys.argv[-1]).getnframes(), sys.argv[1])")

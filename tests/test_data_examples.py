@@ -24,6 +24,7 @@ from thinktalk.train.examples import IGNORED, Example, ExampleMaker, maker_for
 from thinktalk.train.features import FeatureCache
 from thinktalk.train.rows import read_row
 from thinktalk.train.shards import Folder, open_source
+from thinktalk.train.survey import SILENT
 from thinktalk.train.voice import save_speech_encoder
 from thinktalk.weights import LoadedModel
 
@@ -280,10 +281,29 @@ def test_bad_speech(maker: ExampleMaker, folder: Path, turn: dict[str, Any], mes
 def test_other_refusals(maker: ExampleMaker) -> None:
     with pytest.raises(ValueError, match=r"has \d+ tokens, but may have 50"):
         replace(maker, max_tokens=50).measure(row_of("a", "b" * 60))
-    with pytest.raises(ValueError, match="no reply that is learned has speech"):
-        replace(maker, speech="needed").measure(row_of("a", "b"))
     with pytest.raises(ValueError, match=r"message 1 \(user\) is empty"):
         maker.measure(row_of("", "b"))
+
+
+def test_where_speech_is_needed_silent_rows_are_no_bad_ones(maker: ExampleMaker) -> None:
+    needing = replace(maker, speech="needed")
+    ask, said = {"role": "user", "content": "a"}, {"codes": [1, 2], "speaker": "Ethan"}
+    reply = {"role": "assistant", "content": "b"}
+
+    def measured(*messages: dict[str, Any], **columns: Any) -> int:
+        raw = {"messages": list(messages), **columns}
+        return needing.measure(read_row(raw, find=Folder(Path())))
+
+    call = {"role": "tool_call", "content": '{"name": "look", "arguments": {}}'}
+    assert measured(ask) == measured(ask, reply) == measured(ask, call) == SILENT
+    assert measured(ask, reply | {"content": ""}) == SILENT
+    assert measured(ask, reply | said | {"loss": False}, ask, reply) == SILENT
+    assert measured(ask, reply, rejected_response="c") == SILENT
+    assert measured(ask, reply | said) > SILENT
+    with pytest.raises(ValueError, match="no reply that is learned has speech"):
+        measured(ask, reply | said, rejected_response="c")
+    with pytest.raises(ValueError, match="spoken turn has no text"):
+        measured(ask, reply | said | {"content": ""})
 
 
 def test_stamps_follow_what_lengths_depend_on(maker: ExampleMaker) -> None:

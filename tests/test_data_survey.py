@@ -35,6 +35,25 @@ def test_bad_rows_are_told_and_left_out(caplog: pytest.LogCaptureFixture) -> Non
         dataset(maker=every, max_bad_share=1.0)
 
 
+def test_silent_rows_are_left_out_and_are_no_bad_ones(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    maker = NumberMaker(bad=frozenset({3}), silent=frozenset(range(10, 50)))
+    for _ in range(2):  # seen for the first time, and found in the folder
+        caplog.clear()
+        rows = dataset(maker=maker, max_bad_share=0.11, folder=tmp_path)
+        assert caplog.messages[0] == (
+            "left out 40 of 50 rows, without a spoken reply: numbers:11 ..."
+        )
+        assert len(caplog.messages) == 2 and "number 3 is bad" in caplog.messages[1]
+        order = flat(given_rows(Loader(rows, batch_size=3, epochs=1)))
+        assert sorted(order) == [n for n in range(10) if n != 3]
+    with pytest.raises(ValueError, match="1 of 10 rows cannot be used"):
+        dataset(maker=maker, max_bad_share=0.09)
+    with pytest.raises(ValueError, match=r"no reply in the 50 rows .* is spoken"):
+        dataset(maker=NumberMaker(silent=frozenset(range(50))))
+
+
 def test_rows_too_long_for_a_batch_are_left_out_or_told() -> None:
     with pytest.raises(ValueError, match="a row has 44 tokens, but batch_tokens is 40"):
         Loader(dataset(), batch_tokens=40)

@@ -127,3 +127,20 @@ def test_rows_that_are_no_pairs_are_told(base: LoadedModel, tmp_path: Path) -> N
     with pytest.raises(ValueError, match=r"(?s)rows.jsonl.*it is no pair; add rejected_codes"):
         train_on("talker-dpo", model=base.folder, data=[data], out=tmp_path / "run", changes=QUICK)
     assert len(Pairs(open_source(PAIRS))) == 2
+
+
+def test_rows_without_speech_are_left_out(
+    base: LoadedModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ask, reply = ({"role": role, "content": "hi"} for role in ("user", "assistant"))
+    silent = {"messages": [ask, reply]}
+    for rows in ([silent], [silent] * 5 + PAIRS):
+        small_talk.write_rows(tmp_path / f"{len(rows)}.jsonl", rows)
+    with pytest.raises(ValueError, match=r"no reply in the 1 rows \(.*1.jsonl:1 ...\) is spoken"):
+        train_on(
+            "talker-dpo", model=base.folder, data=[tmp_path / "1.jsonl"], out=tmp_path / "none"
+        )
+    data, out = [tmp_path / "7.jsonl"], tmp_path / "run"
+    assert train_on("talker-dpo", model=base.folder, data=data, out=out, changes=QUICK)
+    (told,) = (message for message in caplog.messages if "left out" in message)
+    assert told.startswith("left out 5 of 7 rows, without a spoken reply: ")

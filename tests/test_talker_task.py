@@ -189,16 +189,12 @@ def test_classes_hold_all_codes_ends_and_the_rest(base: LoadedModel) -> None:
 
 
 def test_every_speaker_is_drawn_equally_often(base: LoadedModel, tmp_path: Path) -> None:
-    """talker-voice: nine rows of one speaker and one of another."""
+    """talker-voice: nine rows of one speaker and one of another, and rows where nobody speaks."""
     rows = [small_talk.coded("hi", f"text {n}", [n], "Chelsie") for n in range(9)]
     rows += [small_talk.coded("hi", "text 9", [900], "Ethan")]
-    job = Job(
-        load(base.folder),
-        str(base.folder),
-        [open_source(rows)],
-        join(),
-        tmp_path,
-    )
+    silent = [{"messages": [{"role": "assistant", "content": f"text {n}"}]} for n in range(5)]
+    sources = [open_source(some) for some in (silent, [*silent, *rows])]
+    job = Job(load(base.folder), str(base.folder), sources, join(), tmp_path)
     stage = speech_stages.talker_voice()
     _, loader = speech_courses.prepare_talker(job, stage)
     drawn = loader.dataset.epoch(0, seed=0)  # pyright: ignore[reportAttributeAccessIssue]

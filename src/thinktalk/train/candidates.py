@@ -10,6 +10,7 @@ sampled speech.
 from __future__ import annotations
 
 import json
+import logging
 import shlex
 import subprocess
 import tempfile
@@ -38,12 +39,15 @@ from thinktalk.train.survey import BAD_ROW_ERRORS, reason_of
 from thinktalk.train.takes import takes
 from thinktalk.weights import LoadedModel
 
+LOG = logging.getLogger(__name__)
+
 CANDIDATES, PAIRS, SUMMARY = "candidates.jsonl", "pairs.jsonl", "summary.json"
 PAUSE_WEIGHT = 0.5  # of a pause error, beside a word error
 LEAST_GAP = 1.0  # errors between the two replies of a pair
 # A reply that is longer went astray: so many ids, and so many more for every letter (0.3 s).
 SPARE_IDS, IDS_PER_LETTER = 50, 15
 SEED_STEP = 1_000_003  # between the seeds of prompts
+UNSPOKEN: dict[str, Any] = {}  # the entry of a row whose reply has no words, or calls a tool
 
 
 @dataclass(frozen=True)
@@ -96,8 +100,9 @@ def draw_pairs(
     candidates.jsonl: all of them with their errors; pairs.jsonl: the best and the worst reply of
     each prompt, where they lie a word apart; summary.json, which is also returned: the word error
     rate and pause errors of all candidates, and how many pairs there are. Interrupted, the same
-    call goes on. Rows that cannot be used are told and left out. Raises ValueError where `out`
-    holds candidates that were drawn otherwise.
+    call goes on. Rows whose reply is not spoken are counted and left out; those that cannot be used
+    are told one by one. Raises ValueError where none is left, or where `out` holds candidates that
+    were drawn otherwise.
     """
     if samples < 1:
         raise ValueError(f"samples is {samples}; a prompt needs at least 1 reply, a pair needs 2")
@@ -113,14 +118,14 @@ def draw_pairs(
                 judged = _judge(
                     model, source.row(number), number, ear, samples, sampling, seed, max_text_tokens
                 )
-                entry = asdict(_portable(judged, out / "media"))
+                entry = asdict(_portable(judged, out / "media")) if judged else UNSPOKEN
             except BAD_ROW_ERRORS as error:
                 tqdm.write(f"skipped {source.place(number)}: {reason_of(error)}")
                 entry = None
             done.append(entry)
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")
             file.flush()
-    entries = [entry for entry in done[: len(numbers)] if entry is not None]
+    entries = _spoken(done[: len(numbers)])
     pairs = [pair for entry in entries if (pair := pair_of(entry)) is not None]
     lines = (json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs)
     (out / PAIRS).write_text("".join(lines), encoding="utf-8")
@@ -164,8 +169,19 @@ def texts_of(source: Source) -> Iterator[str]:
             text = _asked(source.row(index))[1]
         except BAD_ROW_ERRORS:
             continue
-        if text is not None:
+        if text:
             yield text
+
+
+def _spoken(done: Sequence[dict[str, Any] | None]) -> list[dict[str, Any]]:
+    """What was drawn; says how many rows were left out because they are not spoken."""
+    if unspoken := done.count(UNSPOKEN):
+        if unspoken == len(done):
+            raise ValueError(
+                f"no last reply in the {unspoken} rows is spoken; give rows with something to say"
+            )
+        LOG.warning("left out %d of %d rows, whose last reply is not spoken", unspoken, len(done))
+    return [entry for entry in done if entry]
 
 
 def summarise(entries: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -242,8 +258,8 @@ def _judge(
     sampling: Sampling,
     seed: int,
     max_text_tokens: int,
-) -> Judged:
-    """Raises ValueError for a row that cannot be used."""
+) -> Judged | None:
+    """None where the reply is nothing that is spoken; ValueError for a row that cannot be used."""
     messages, text, speaker = _asked(row)
     voice = speaker or list(model.voices)[number % len(model.voices)]
     if voice not in model.voices:
@@ -269,7 +285,7 @@ def _judge(
                 thought.feed(torch.tensor([token], device=model.device))
         wanted = ear.spell(text).split()
         if not wanted:
-            raise ValueError("the reply has no words; write what is said")
+            return None
         drawn = takes(
             thought,
             voice=model.voices[voice],
@@ -291,7 +307,8 @@ def _heard(
 
 
 def _asked(row: Row) -> tuple[list[dict[str, Any]], str | None, str | None]:
-    """The conversation before the last reply, that reply's text and its speaker, if there are."""
+    """The conversation before the last reply, that reply's text ("": it calls a tool) and its
+    speaker, if there are."""
     conversation = row.conversation
     messages = list(conversation.messages)
     if messages[-1]["role"] != "assistant":
@@ -303,9 +320,8 @@ def _asked(row: Row) -> tuple[list[dict[str, Any]], str | None, str | None]:
     reply = last["content"]
     if not isinstance(reply, str):
         reply = "".join(part.get("text", "") for part in reply)
-    if last.get("tool_calls") or not reply.strip():
-        raise ValueError("the last reply is nothing that is spoken; leave the row out")
-    return messages, reply, said.speaker if said else None
+    spoken = "" if last.get("tool_calls") else reply
+    return messages, spoken, said.speaker if said else None
 
 
 def _read(parts: Any) -> Any:

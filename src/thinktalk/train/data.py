@@ -27,7 +27,7 @@ from thinktalk.train.examples import Example
 from thinktalk.train.packing import collate, plan_packed, plan_padded
 from thinktalk.train.rows import Row
 from thinktalk.train.shards import Source, chained
-from thinktalk.train.survey import BAD, BAD_ROW_ERRORS, BadRow, reason_of, survey
+from thinktalk.train.survey import BAD, BAD_ROW_ERRORS, SILENT, BadRow, reason_of, survey
 
 LOG = logging.getLogger(__name__)
 
@@ -48,7 +48,8 @@ class Maker(Protocol):
         ...
 
     def measure(self, row: Row) -> int:
-        """The length of what make would return, without decoding media; ValueError if bad."""
+        """The length of what make would return, without decoding media; SILENT where the row holds
+        no speech, but only that is learned; ValueError if bad."""
         ...
 
     def stamp(self) -> str:
@@ -61,9 +62,9 @@ class Dataset:
 
     weights: how often the rows of each source are drawn, in any unit; by default every row once an
     epoch. An epoch draws as many rows as there are in all; a source that gets more than it has is
-    repeated, one that gets less goes on in the next epoch. Bad rows are logged and left out; more
-    than max_bad_share of them is a ValueError; so counts a row longer than max_length. folder:
-    where what is known of the rows is kept.
+    repeated, one that gets less goes on in the next epoch. SILENT rows are counted and left out.
+    Bad rows are logged and left out; more than max_bad_share of the others is a ValueError; so
+    counts a row longer than max_length. folder: where what is known of the rows is kept.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class Dataset:
         self._late: dict[int, str] = {}
         starts = np.cumsum([0, *map(len, sources)])
         bounds = pairwise(starts.tolist())
-        self._good = [a + np.flatnonzero(self.lengths[a:b] != BAD) for a, b in bounds]
+        self._good = [a + np.flatnonzero(self.lengths[a:b] > SILENT) for a, b in bounds]
         self._draws = _shares([len(good) for good in self._good], weights)
 
     def __len__(self) -> int:
@@ -142,6 +143,15 @@ class Dataset:
             self.lengths[row] = BAD
 
     def _report(self) -> None:
+        if len(silent := np.flatnonzero(self.lengths == SILENT)):
+            count, total, first = len(silent), len(self.source), self.source.place(int(silent[0]))
+            if count == total:
+                raise ValueError(
+                    f"no reply in the {total} rows ({first} ...) is spoken, but that is what is "
+                    "learned here; add speech or codes, and speaker, to the replies"
+                )
+            what = f"{count} of {total} rows, without a spoken reply: {first} ..."
+            LOG.warning("left out %s", what)
         for row in self.bad[:REPORTED_ROWS]:
             LOG.warning("skipped %s", row)
         if len(self.bad) > REPORTED_ROWS:
@@ -149,7 +159,7 @@ class Dataset:
         self._check_share(self.bad)
 
     def _check_share(self, bad: list[BadRow]) -> None:
-        total = len(self.source)
+        total = np.count_nonzero(self.lengths != SILENT)
         if len(bad) > self.max_bad_share * total:
             listed = "\n".join(f"  {row}" for row in bad[:REPORTED_ROWS])
             raise ValueError(

@@ -26,6 +26,7 @@ from thinktalk.train.codes import CodeReader
 from thinktalk.train.features import FeatureCache
 from thinktalk.train.parts import MediaReader
 from thinktalk.train.rows import Conversation, Row, Speech
+from thinktalk.train.survey import SILENT
 from thinktalk.train.voice import ENCODER_FILE, load_speech_encoder
 from thinktalk.weights import LoadedModel
 
@@ -104,9 +105,12 @@ class ExampleMaker:
     def measure(self, row: Row) -> int:
         """Positions that Thinker and Talker will compute for the row, without decoding its media.
 
-        Raises ValueError for what can be told from the row and the headers of its media.
+        SILENT where speech is needed and nobody speaks. Raises ValueError for what can be told from
+        the row and the headers of its media.
         """
         sides = [row.conversation, *([row.rejected] if row.rejected else [])]
+        if self.speech == "needed" and not any(self._is_spoken(side) for side in sides):
+            return SILENT
         return sum(self._measured(side, row) for side in sides)
 
     def stamp(self) -> str:

@@ -103,7 +103,7 @@ class PreferenceTask(Task):
 
 @dataclass(frozen=True)
 class Pairs:
-    """The rows of a source that are pairs; the others are refused."""
+    """The rows of a source; those with speech that are no pairs are refused."""
 
     source: Source
 
@@ -116,7 +116,7 @@ class Pairs:
 
     def row(self, index: int) -> Row:
         row = self.source.row(index)
-        if row.rejected is None:
+        if row.rejected is None and row.conversation.speech:
             raise ValueError(
                 "it is no pair; add rejected_codes or rejected_speech, or make pairs with "
                 "`thinktalk train pairs`"

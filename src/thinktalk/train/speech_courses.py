@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from thinktalk.train.omni import choose_learners
 from thinktalk.train.preference import Pairs, PreferenceTask
 from thinktalk.train.recordings import streams_of
 from thinktalk.train.rows import Row
-from thinktalk.train.shards import Source
+from thinktalk.train.shards import Source, chained
 from thinktalk.train.speaking import spread_unused
 from thinktalk.train.speech import DiTTask, TokenizerTask, VocoderTask, conditions
 from thinktalk.train.streams import Stream, codec_ids
@@ -129,24 +129,20 @@ def by_speaker(sources: Sequence[Source]) -> tuple[list[Source], list[float]]:
     """The rows of every speaker as sources of their own, and weights with which all are drawn
     equally often.
 
-    So no speaker becomes the one of the texts that others rarely say. Rows that cannot be read go
-    with the first speaker: they are reported where all rows are.
+    So no speaker becomes the one of the texts that others rarely say. Rows that cannot be read, and
+    those where nobody speaks, go with the first speaker: they are reported where all rows are.
     """
-    chosen: list[Any] = []
-    for source in sources:
-        rows: dict[str, list[int]] = defaultdict(list)
-        unread = []
-        for index in range(len(source)):
-            try:
-                speech = source.row(index).conversation.speech
-            except BAD_ROW_ERRORS:
-                speech = {}
-            speakers = [said.speaker for said in speech.values()]
-            (rows[speakers[-1]] if speakers else unread).append(index)
-        rows[min(rows, default="nobody")] += unread
-        chosen.extend(Chosen(source, rows[name], name) for name in sorted(rows))
-    parts = Counter(part.name for part in chosen)
-    return chosen, [1 / parts[part.name] for part in chosen]
+    source, rows, rest = chained(sources), defaultdict(list), []
+    for index in range(len(source)):
+        try:
+            speech = source.row(index).conversation.speech
+        except BAD_ROW_ERRORS:
+            speech = {}
+        speakers = [said.speaker for said in speech.values()]
+        (rows[speakers[-1]] if speakers else rest).append(index)
+    rows[min(rows, default="nobody")] += rest
+    parts: list[Any] = [Chosen(source, rows[name], name) for name in sorted(rows)]
+    return parts, [1.0] * len(parts)
 
 
 # ---- the speech tokenizer

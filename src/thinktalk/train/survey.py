@@ -34,6 +34,7 @@ LOG = logging.getLogger(__name__)
 BLOCK_ROWS = 4096
 POLL_S = 0.1
 BAD = -1  # length of a row that cannot be used
+SILENT = 0  # of one without a spoken reply, where nothing else is learned
 # ValueError says what is wrong; the others come from rows that hold something quite unexpected.
 BAD_ROW_ERRORS = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError)
 
@@ -42,7 +43,7 @@ class Measure(Protocol):
     """What tells the length of rows."""
 
     def measure(self, row: Row) -> int:
-        """Raises ValueError for a bad row."""
+        """SILENT where nothing is said that shall be learned; raises ValueError for a bad row."""
         ...
 
     def stamp(self) -> str:
