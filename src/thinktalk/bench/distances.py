@@ -22,6 +22,7 @@ REQUESTS = (
     "what is the capital of france?",
 )
 RANDOM_IDS = 120
+DEFAULT = "windowed, Euler: the default"
 
 
 @dataclass(frozen=True)
@@ -38,46 +39,58 @@ class Distance:
 @torch.inference_mode()
 def measure_distances(model: LoadedModel, *, spoken: bool, seed: int) -> list[Distance]:
     """spoken: codec ids are those of the model's own replies; else they are random."""
-    token2wav = model.omni.token2wav
-    dit, voice = token2wav.code2wav_dit_model, next(iter(model.voices.values()))
+    dit = model.omni.token2wav.code2wav_dit_model
     stored = dit.proj_out.weight.dtype
     dit.float()
-    cond, ref_mel = (part.to(dit.proj_out.weight) for part in (voice.cond, voice.ref_mel))
+    replies = _replies(model, spoken=spoken, seed=seed)
     found: dict[str, list[tuple[Tensor, Tensor]]] = {}
-
-    for ids in _replies(model, spoken=spoken, seed=seed):
-        frames = ids.shape[1] * dit.config.repeats
-
-        def whole(solver: Solver, ids: Tensor = ids, frames: int = frames, key: int = 0) -> Tensor:
-            noise = frame_noise(seed + key, 0, frames, dit=dit)[None].to(ids.device)
-            schedule = dit.schedule(solver)
-            return dit.sample(ids, cond=cond, ref_mel=ref_mel, noise=noise, schedule=schedule)
-
-        def windowed(solver: Solver, ids: Tensor = ids) -> Tensor:
-            same = dit.proj_out.weight
-            return token2wav.windowed_mel(
-                ids,
-                cond=cond.to(same),
-                ref_mel=ref_mel.to(same),
-                seed=seed,
-                schedule=dit.schedule(solver),
-            ).float()
-
-        exact, live = whole("rk4"), windowed("euler")
-        pairs = {
-            "exact, other noise": (whole("rk4", key=1), exact),
-            "windowed, Runge-Kutta, 36 evaluations": (windowed("rk4"), exact),
-            "whole, midpoint, 18 evaluations": (whole("midpoint"), exact),
-            "whole, Euler, 9 evaluations": (whole("euler"), exact),
-            "windowed, Euler: the default": (live, exact),
-        }
-        dit.bfloat16()
-        pairs["the default in bfloat16, against itself in float32"] = (windowed("euler"), live)
-        dit.float()
-        for what, pair in pairs.items():
+    for ids in replies:
+        for what, pair in _pairs(model, ids, seed=seed).items():
             found.setdefault(what, []).append(pair)
+    dit.bfloat16()  # last, for it rounds the weights
+    found["the default in bfloat16, against itself in float32"] = [
+        (_windowed(model, ids, "euler", seed=seed), live)
+        for ids, (live, _) in zip(replies, found[DEFAULT], strict=True)
+    ]
     dit.to(stored)
     return [_distance(what, pairs) for what, pairs in found.items()]
+
+
+def _pairs(model: LoadedModel, ids: Tensor, *, seed: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """Codec ids [1,n] -> two mels [1,F,M] for every comparison: what is measured, and by what."""
+    exact = _whole(model, ids, "rk4", seed=seed)
+    return {
+        "exact, other noise": (_whole(model, ids, "rk4", seed=seed + 1), exact),
+        "windowed, Runge-Kutta, 36 evaluations": (_windowed(model, ids, "rk4", seed=seed), exact),
+        "whole, midpoint, 18 evaluations": (_whole(model, ids, "midpoint", seed=seed), exact),
+        "whole, Euler, 9 evaluations": (_whole(model, ids, "euler", seed=seed), exact),
+        DEFAULT: (_windowed(model, ids, "euler", seed=seed), exact),
+    }
+
+
+def _whole(model: LoadedModel, ids: Tensor, solver: Solver, *, seed: int) -> Tensor:
+    """The mel [1,F,M], all frames at once."""
+    dit = model.omni.token2wav.code2wav_dit_model
+    frames = ids.shape[1] * dit.config.repeats
+    noise = frame_noise(seed, 0, frames, dit=dit)[None].to(ids.device)
+    cond, ref_mel = _speaker(model)
+    return dit.sample(ids, cond=cond, ref_mel=ref_mel, noise=noise, schedule=dit.schedule(solver))
+
+
+def _windowed(model: LoadedModel, ids: Tensor, solver: Solver, *, seed: int) -> Tensor:
+    """The mel [1,F,M] in float32, window by window."""
+    token2wav = model.omni.token2wav
+    schedule = token2wav.code2wav_dit_model.schedule(solver)
+    cond, ref_mel = _speaker(model)
+    mel = token2wav.windowed_mel(ids, cond=cond, ref_mel=ref_mel, seed=seed, schedule=schedule)
+    return mel.float()
+
+
+def _speaker(model: LoadedModel) -> tuple[Tensor, Tensor]:
+    """cond and ref_mel of the first voice, in the DiT's dtype."""
+    like = model.omni.token2wav.code2wav_dit_model.proj_out.weight
+    voice = next(iter(model.voices.values()))
+    return voice.cond.to(like), voice.ref_mel.to(like)
 
 
 def _replies(model: LoadedModel, *, spoken: bool, seed: int) -> list[Tensor]:
