@@ -82,7 +82,7 @@ TABLE = {
         "bench.__init__ bench.plan bench.run bench.calls bench.player bench.question"
         " bench.distances bench.random_model bench.watch bench.meter bench.turn_end bench.stages"
         " bench.pairs bench.peer bench.reference bench.tables",
-        GENERATE + " generate playroom parallel adapters quantize live live.api eval"
+        GENERATE + " command generate playroom parallel adapters quantize live live.api eval"
         " eval.metrics export",
         "",
     ),

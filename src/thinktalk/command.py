@@ -52,7 +52,8 @@ def add_chat(commands: "Commands", *, run: Callable[[argparse.Namespace], None])
     chat.set_defaults(run=run)
 
 
-def add_model(command: argparse.ArgumentParser) -> None:
+def add_model(command: argparse._ActionsContainer) -> None:
+    """command: a parser, or a group of its options."""
     command.add_argument(
         "--model",
         default="spark",

@@ -6,6 +6,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
+from thinktalk.command import DTYPES, add_model
+
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -16,7 +18,6 @@ Solver = Literal["euler", "midpoint", "rk4"]
 Network = Literal["audio", "vision", "thinker", "talker", "dit", "vocoder"]
 
 NETWORKS: tuple[Network, ...] = get_args(Network)
-DTYPES = ("float32", "bfloat16", "float16")
 DESCRIPTION = """\
 Measures speed and memory. By default: calls in real time, for every number of sessions once with
 turns that the caller ends and once with turns that the detector ends."""
@@ -109,16 +110,10 @@ def add_bench(commands: "Commands", *, run: Callable[[argparse.Namespace], None]
 
 
 def _add_model(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--model",
-        default="spark",
-        help="spark, a folder in the official layout, or a hub id (default: spark)",
-    )
+    add_model(group)
     group.add_argument(
         "--random", metavar="SIZE", help="random weights instead: 7B, 3B, spark or tiny"
     )
-    group.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
-    group.add_argument("--dtype", choices=DTYPES, help="of Thinker and Talker (default: as chat)")
     group.add_argument(
         "--voice-dtype",
         choices=DTYPES,
