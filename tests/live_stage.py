@@ -1,6 +1,6 @@
 """An engine without a thread, and what its sessions say: for the tests of the live engine."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,6 +22,8 @@ from thinktalk.model.cache import BLOCK_POSITIONS
 from thinktalk.weights import LoadedModel
 
 SHORT: dict[str, Any] = {"max_text_tokens": 6, "max_codec_ids": 14}
+DELTAS = [api.TextDelta, api.AudioDelta]
+CALL = '<tool_call>\n{"name": "move", "arguments": {"steps": 2}}\n</tool_call>'
 PATIENCE_S = 30.0  # for files that are read in workers
 
 
@@ -153,6 +155,25 @@ class Stage:
             assert pool.num_free == pool.num_blocks, "blocks are lost"
         assert not self.engine.conversations and not self.engine.sessions
         assert all(reply is None or reply.ended for reply in self.engine._slots)
+
+
+def answered(stage: Stage, session: LiveSession, words: str = "What?") -> api.ResponseDone:
+    session.push_text(words)
+    session.commit()
+    return stage.reply(session).done
+
+
+@cache
+def said_alone(
+    folder: Path, ask: Callable[[LiveSession, int], None], n: int, **limits: Any
+) -> Said:
+    """What session n of a checkpoint replies where no other is."""
+    stage = Stage(load(folder), max_sessions=1)
+    session = stage.open(seed=n, **limits)
+    ask(session, n)
+    said = stage.reply(session)
+    stage.close()
+    return said
 
 
 def goes_on(stage: Stage, who: LiveSession) -> None:

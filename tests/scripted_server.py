@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from playwright.sync_api import Page
 from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
@@ -180,6 +181,14 @@ class Client:
 def answer(body: bytes, kind: str) -> Response:
     headers = Headers({"Content-Type": kind, "Content-Length": str(len(body))})
     return Response(HTTPStatus.OK, "OK", headers, body)
+
+
+def talk(page: Page, server: ScriptedServer) -> Client:
+    """The user begins to talk; who calls has set up the session."""
+    page.click("#talk")
+    client = server.accept()
+    client.expect("session.update")
+    return client
 
 
 def tone(seconds: float, *, hz: float = 440.0, volume: float = 0.4) -> np.ndarray:

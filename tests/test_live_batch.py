@@ -6,13 +6,12 @@ idle neighbours to the bit. In bfloat16 the logits are compared, with the same i
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from live_stage import SHORT, Said, Stage, load, push
+from live_stage import SHORT, Said, Stage, load, push, said_alone
 from omni_cases import sound
 from tiny import GEOMETRIES
 from torch import Tensor
@@ -42,17 +41,7 @@ def ask(session: LiveSession, n: int) -> None:
 
 
 def alone(model: LoadedModel, n: int) -> Said:
-    return _alone(model.folder, n)
-
-
-@cache
-def _alone(folder: Path, n: int) -> Said:
-    stage = Stage(load(folder), max_sessions=1)
-    session = stage.open(seed=n, **LIMITS)
-    ask(session, n)
-    said = stage.reply(session)
-    stage.close()
-    return said
+    return said_alone(model.folder, ask, n, **LIMITS)
 
 
 def close(wave: np.ndarray, other: np.ndarray) -> None:

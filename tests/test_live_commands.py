@@ -2,26 +2,11 @@
 
 import numpy as np
 import pytest
-from live_stage import Stage, in_order, names, of_kind, push
+from live_stage import CALL, DELTAS, Stage, answered, in_order, names, of_kind, push
 from omni_cases import sound
 
 from thinktalk.live import api
 from thinktalk.live.session import LiveSession
-
-DELTAS = [api.TextDelta, api.AudioDelta]
-CALL = '<tool_call>\n{"name": "move", "arguments": {"steps": 2}}\n</tool_call>'
-
-
-@pytest.fixture
-def session(stage: Stage) -> LiveSession:
-    return stage.open()
-
-
-def answered(stage: Stage, session: LiveSession, words: str = "What?") -> api.ResponseDone:
-    session.push_text(words)
-    session.commit()
-    return stage.reply(session).done
-
 
 # ---- push-to-talk
 

@@ -2,27 +2,13 @@
 
 import numpy as np
 import pytest
-from live_stage import Stage, load, names, of_kind, push
+from live_stage import Stage, answered, load, names, of_kind, push
 from omni_cases import sound
 
 import thinktalk
 from thinktalk.live import api, sessions
 from thinktalk.live.session import LiveSession
 from thinktalk.options import Sampling, ServerVad
-
-DELTAS = [api.TextDelta, api.AudioDelta]
-CALL = '<tool_call>\n{"name": "move", "arguments": {"steps": 2}}\n</tool_call>'
-
-
-@pytest.fixture
-def session(stage: Stage) -> LiveSession:
-    return stage.open()
-
-
-def answered(stage: Stage, session: LiveSession, words: str = "What?") -> api.ResponseDone:
-    session.push_text(words)
-    session.commit()
-    return stage.reply(session).done
 
 
 def test_truncate(stage: Stage) -> None:

@@ -7,7 +7,6 @@ sure; the others use real threads.
 import logging
 import threading
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from live_speech import VAD, interjection, live
-from live_stage import SHORT, Said, Stage, in_order, load, names, of_kind
+from live_stage import SHORT, Said, Stage, in_order, load, names, of_kind, said_alone
 
 import thinktalk
 from thinktalk.live import api
@@ -74,19 +73,9 @@ def finish(stage: Stage, workers: ByHand) -> None:
         stage.run()
 
 
-@cache
-def _alone(folder: Path, n: int) -> Said:
-    stage = Stage(load(folder), max_sessions=1)
-    session = stage.open(seed=n, **LIMITS)
-    ask(session, n)
-    said = stage.reply(session)
-    stage.close()
-    return said
-
-
 def same(said: Said, model: LoadedModel, n: int) -> None:
     """As a session says it that is alone, in an engine without threads."""
-    expected = _alone(model.folder, n)
+    expected = said_alone(model.folder, ask, n, **LIMITS)
     assert said.ids == expected.ids and said.text == expected.text
     assert said.done.audio_ms == expected.done.audio_ms == 800
     assert said.wave.shape == expected.wave.shape
@@ -113,7 +102,7 @@ def test_threads_say_what_generate_says(model: LoadedModel) -> None:
         waves = [event.samples for event in of_kind(events, api.AudioDelta)]
         assert len(waves) == 3, "a group of blocks each"
         texts = "".join(event.text for event in of_kind(events, api.TextDelta))
-        expected = _alone(model.folder, n)
+        expected = said_alone(model.folder, ask, n, **LIMITS)
         assert (texts, events[-1].text) == (expected.text, expected.text)
         said = Said(texts, np.concatenate(waves), events[-1], *expected.ids)
         same(said, model, n)

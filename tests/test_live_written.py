@@ -5,12 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from live_stage import Stage, of_kind
+from live_stage import CALL, Stage, of_kind
 
 from thinktalk.live import api
 from thinktalk.live.session import LiveSession
-
-CALL = '<tool_call>\n{"name": "move", "arguments": {"steps": 2}}\n</tool_call>'
 
 
 def spent(stage: Stage) -> tuple[int, int]:

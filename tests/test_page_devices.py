@@ -2,9 +2,10 @@
 talks. Chromium's fake devices have names; the page's server is played by the test."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from chromium import chromium, no_errors, open_page, write_recording
+from chromium import no_errors, open_page, write_recording
 from playwright.sync_api import Browser, Page, expect
 from scripted_server import Client, ScriptedServer, tone
 
@@ -30,16 +31,9 @@ window.AudioContext = class extends AudioContext {
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    recording = write_recording(tmp_path_factory.mktemp("mic") / "mic.wav", tone(60, hz=300))
-    with chromium(recording) as browser:
-        yield browser
-
-
-@pytest.fixture
-def server() -> Iterator[ScriptedServer]:
-    with ScriptedServer() as server:
-        yield server
+def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Longer than that of other tests: the microphone is exchanged."""
+    return write_recording(tmp_path_factory.mktemp("mic") / "mic.wav", tone(60, hz=300))
 
 
 @pytest.fixture

@@ -7,46 +7,15 @@ import json
 import re
 import time
 import wave
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-from chromium import chromium, no_errors, open_page, write_recording
 from PIL import Image
-from playwright.sync_api import Browser, FilePayload, Page, expect
-from scripted_server import RATE_HZ, WEB, Client, ScriptedServer, tone
+from playwright.sync_api import FilePayload, Page, expect
+from scripted_server import RATE_HZ, WEB, Client, ScriptedServer, talk, tone
 
 expect.set_options(timeout=120_000)
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """Its user speaks (a tone) for 20 s."""
-    speech = write_recording(tmp_path_factory.mktemp("mic") / "mic.wav", tone(20, hz=300))
-    with chromium(speech) as browser:
-        yield browser
-
-
-@pytest.fixture
-def server() -> Iterator[ScriptedServer]:
-    with ScriptedServer() as server:
-        yield server
-
-
-@pytest.fixture
-def page(browser: Browser, server: ScriptedServer) -> Iterator[Page]:
-    page = open_page(browser, server.url)
-    yield page
-    page.context.close()
-    no_errors(page)
-
-
-def talk(page: Page, server: ScriptedServer) -> Client:
-    page.click("#talk")
-    client = server.accept()
-    client.expect("session.update")
-    return client
 
 
 def exchange(client: Client, *, question: str, answer: str, seconds: float) -> None:

@@ -2,48 +2,15 @@
 phone, keyboard, screen reader, both themes. Its server is played by the test."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from chromium import PHONE, chromium, launch, no_errors, open_page, write_recording
+from chromium import PHONE, launch, no_errors, open_page
 from playwright.sync_api import Browser, Page, expect
-from scripted_server import Client, ScriptedServer, tone
+from scripted_server import ScriptedServer, talk, tone
 
 expect.set_options(timeout=120_000)
-
-
-@pytest.fixture(scope="module")
-def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_recording(tmp_path_factory.mktemp("mic") / "mic.wav", tone(20, hz=300))
-
-
-@pytest.fixture(scope="module")
-def browser(recording: Path) -> Iterator[Browser]:
-    with chromium(recording) as browser:
-        yield browser
-
-
-@pytest.fixture
-def server() -> Iterator[ScriptedServer]:
-    with ScriptedServer() as server:
-        yield server
-
-
-@pytest.fixture
-def page(browser: Browser, server: ScriptedServer) -> Iterator[Page]:
-    page = open_page(browser, server.url)
-    yield page
-    page.context.close()
-    no_errors(page)
-
-
-def talk(page: Page, server: ScriptedServer) -> Client:
-    page.click("#talk")
-    client = server.accept()
-    client.expect("session.update")
-    return client
 
 
 def notices(page: Page) -> Any:

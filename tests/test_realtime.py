@@ -4,7 +4,6 @@ model. Every event that arrives is checked against OpenAI's types (realtime_clie
 import base64
 import io
 import threading
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -22,7 +21,6 @@ from realtime_client import (
 )
 from scripted_engine import ScriptedEngine
 from scripted_steps import Say, Sing, Wait, until
-from serving import serving
 
 REPLY = [
     "response.created",
@@ -39,23 +37,6 @@ REPLY = [
     "response.done",
     "rate_limits.updated",
 ]
-
-
-@pytest.fixture
-def engine() -> ScriptedEngine:
-    return ScriptedEngine()
-
-
-@pytest.fixture
-def url(engine: ScriptedEngine) -> Iterator[str]:
-    with serving(engine) as address:
-        yield address
-
-
-@pytest.fixture
-def client(url: str) -> Iterator[Client]:
-    with realtime(url) as client:
-        yield client
 
 
 def test_golden_events_pass_the_check() -> None:

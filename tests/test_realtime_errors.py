@@ -33,12 +33,6 @@ def shared(url: str) -> Iterator[Client]:
         yield client
 
 
-@pytest.fixture
-def client(url: str) -> Iterator[Client]:
-    with realtime(url) as client:
-        yield client
-
-
 @pytest.mark.parametrize(
     "session, code, param",
     [

@@ -2,13 +2,10 @@
 and those apart from the conversation; a scripted engine stands in for the model."""
 
 import json
-from collections.abc import Iterator
 
-import pytest
-from realtime_client import Client, is_subsequence, message, realtime
+from realtime_client import Client, is_subsequence, message
 from scripted_engine import ScriptedEngine
 from scripted_steps import Call, Say, Sing, until
-from serving import serving
 
 WEATHER = {
     "type": "function",
@@ -16,23 +13,6 @@ WEATHER = {
     "description": "the weather",
     "parameters": {"type": "object", "properties": {"place": {"type": "string"}}},
 }
-
-
-@pytest.fixture
-def engine() -> ScriptedEngine:
-    return ScriptedEngine()
-
-
-@pytest.fixture
-def url(engine: ScriptedEngine) -> Iterator[str]:
-    with serving(engine) as address:
-        yield address
-
-
-@pytest.fixture
-def client(url: str) -> Iterator[Client]:
-    with realtime(url) as client:
-        yield client
 
 
 def test_text_for_a_while(engine: ScriptedEngine, client: Client) -> None:

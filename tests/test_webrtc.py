@@ -28,11 +28,6 @@ RATE_HZ = 48_000
 
 
 @pytest.fixture
-def engine() -> ScriptedEngine:
-    return ScriptedEngine()
-
-
-@pytest.fixture
 def url(engine: ScriptedEngine) -> Iterator[str]:
     with serving(engine) as address:
         yield address
