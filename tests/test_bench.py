@@ -12,13 +12,12 @@ import torch
 
 from thinktalk.__main__ import main
 from thinktalk.bench import distances, pairs, question, random_model, run, stages, tables, turn_end
-from thinktalk.bench.plan import NETWORKS, Plan, get_args
+from thinktalk.bench.plan import NETWORKS, Plan
 from thinktalk.bench.player import play
 from thinktalk.bench.watch import STAGES, Watch, endless
 from thinktalk.live.api import AudioDelta, ResponseDone
 from thinktalk.live.engine import Engine
 from thinktalk.live.listen import Began, Ended, Listener
-from thinktalk.model import dit
 from thinktalk.options import ServerVad, Settings
 from thinktalk.weights import LoadedModel, load
 
@@ -221,7 +220,7 @@ def test_a_sound_without_a_turn(tmp_path: Path) -> None:
 
 def test_distances(tiny: LoadedModel) -> None:
     found = {d.what: d for d in distances.measure_distances(tiny, spoken=False, seed=0)}
-    exact_again, default = found["exact, other noise"], found["windowed, Euler: the default"]
+    exact_again, default = found["exact, other noise"], found[distances.DEFAULT]
     window, euler = (found[w] for w in found if "windowed, Runge" in w or "whole, Euler" in w)
     assert 0 < window.mean < euler.mean < exact_again.mean
     assert window.relative < default.relative and default.largest > default.mean
@@ -271,7 +270,6 @@ def test_all_networks_run_alone(tiny: LoadedModel, monkeypatch: pytest.MonkeyPat
 
 
 def test_command_line_knows_what_the_code_has() -> None:
-    assert get_args(run.Plan.__annotations__["solver"]) == get_args(dit.Solver)
     assert tuple(stages.MEASURES) == NETWORKS
     assert set(random_model.SIZES) == {"7B", "3B", "spark", "tiny"}
 

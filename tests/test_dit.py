@@ -22,8 +22,8 @@ from recorded_voice import (
 from torch import Tensor
 
 import thinktalk
+from thinktalk.config import Solver
 from thinktalk.model.dit import DiT
-from thinktalk.model.flow import Solver
 
 DIT_CONFIG = CONFIG.dit_config
 DIT = recorded_network().code2wav_dit_model
@@ -100,7 +100,7 @@ def test_distance_of_the_solvers_on_spark(record_property: Callable[[str, object
     """
     model = thinktalk.load("spark")
     dit, voice = model.omni.token2wav.code2wav_dit_model, next(iter(model.voices.values()))
-    ids = torch.randint(0, 1000, (1, 24), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(dit.config.num_embeds, (1, 24), generator=torch.Generator().manual_seed(0))
     noise = torch.randn(1, 48, 80, generator=torch.Generator().manual_seed(0))
     given = {"cond": voice.cond, "ref_mel": voice.ref_mel, "noise": noise}
     exact = dit.sample(ids, **given, schedule=dit.schedule("rk4"))

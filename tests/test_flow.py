@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from thinktalk.model.flow import Schedule, Solver, evaluation_times, integrate, time_points
+from thinktalk.config import Solver
+from thinktalk.model.flow import Schedule, evaluation_times, integrate, time_points
 
 ORDERS: dict[Solver, int] = {"euler": 1, "midpoint": 2, "rk4": 4}
 

@@ -215,11 +215,12 @@ def test_over_while_it_is_rendered(model: LoadedModel, end: str, beside: bool) -
     ask(fresh, 2)
     stage.run()
     reply = stage.of(fresh).replies.current
-    assert reply is not None and reply.slot == gone.slot is not None and gone.ended
-    before = stage.engine.passes.voices.rows([gone.slot])
+    slot = gone.slot
+    assert reply is not None and slot is not None and reply.slot == slot and gone.ended
+    before = stage.engine.passes.voices.rows([slot])
     workers.work()
     stage.engine._voice([])
-    after = stage.engine.passes.voices.rows([gone.slot])
+    after = stage.engine.passes.voices.rows([slot])
     assert int(after.seed) == 2 and not int(after.blocks) and torch.equal(before.past, after.past)
     finish(stage, workers)
     same(stage.reply(fresh), model, 2)

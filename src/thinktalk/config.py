@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 Json = Mapping[str, Any]
+Solver = Literal["euler", "midpoint", "rk4"]
 
 
 class _Section:
@@ -268,6 +269,7 @@ class DiTConfig(_Section):
     enc_attention_channels: int = 64
     enc_res2net_scale: int = 2
     enc_se_channels: int = 64
+    solver: Solver = "euler"  # of the windowed synthesis; the reference ignores this key
 
     @property
     def codes_per_block(self) -> int:

@@ -26,12 +26,12 @@ from thinktalk.bench.stages import (
     measure_stages,
     seconds_of,
 )
+from thinktalk.config import Solver
 from thinktalk.generate import load_processor, load_tokenizer
 from thinktalk.live.engine import Engine
 from thinktalk.media.chat import SPEECH_SYSTEM_PROMPT
 from thinktalk.media.mel import VOICE_HZ
 from thinktalk.media.prompt import build_prompt
-from thinktalk.model.dit import Solver
 from thinktalk.weights import LoadedModel
 
 NOTHING = Spent(0.0, 0.0)

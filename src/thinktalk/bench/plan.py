@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from thinktalk.command import DTYPES, add_model
+from thinktalk.config import Solver
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
 What = Literal["calls", "turn-end", "stages", "distances"]
 TurnEnd = Literal["commit", "detector"]
 Clock = Literal["wall", "processor"]
-Solver = Literal["euler", "midpoint", "rk4"]
 Network = Literal["audio", "vision", "thinker", "talker", "dit", "vocoder"]
 
 NETWORKS: tuple[Network, ...] = get_args(Network)
@@ -26,11 +26,12 @@ turns that the caller ends and once with turns that the detector ends."""
 @dataclass(frozen=True)
 class Plan:
     """model: a checkpoint; or random: a size of random_model.SIZES. dtype: of Thinker and Talker,
-    voice_dtype: of the DiT. threads: of torch, voice_threads: beside the engine's. sessions: how
-    many at once, one measurement each. seconds: of the question, which is the sound `question`, or
-    made up. clock: as calls.py says; the processor's is for one thread of a CPU. what: calls in
-    real time, what is left to do at the end of a turn, these `networks` alone, or how far cheaper
-    ways to the mel lead from the exact one. against: put transformers beside it."""
+    voice_dtype: of the DiT. solver: by default the checkpoint's. threads: of torch, voice_threads:
+    beside the engine's. sessions: how many at once, one measurement each. seconds: of the question,
+    which is the sound `question`, or made up. clock: as calls.py says; the processor's is for one
+    thread of a CPU. what: calls in real time, what is left to do at the end of a turn, these
+    `networks` alone, or how far cheaper ways to the mel lead from the exact one. against: put
+    transformers beside it."""
 
     what: What = "calls"
     model: str = "spark"
@@ -40,7 +41,7 @@ class Plan:
     voice_dtype: str = "float32"
     threads: int | None = None
     voice_threads: int | None = None
-    solver: Solver = "euler"
+    solver: Solver | None = None
     clock: Clock = "wall"
     sessions: tuple[int, ...] = (1, 2, 4, 8)
     turn_ends: tuple[TurnEnd, ...] = get_args(TurnEnd)
@@ -123,8 +124,7 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--solver",
         choices=get_args(Solver),
-        default="euler",
-        help="of the DiT's ODE: 9, 18 or 36 evaluations (default: euler)",
+        help="of the DiT's ODE: 9, 6 or 36 evaluations (default: the checkpoint's)",
     )
     group.add_argument("--threads", metavar="N", type=int, help="of a CPU (default: torch's)")
     group.add_argument(

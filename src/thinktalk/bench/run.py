@@ -23,6 +23,7 @@ from thinktalk.bench.random_model import SYSTEM, random_model
 from thinktalk.bench.stages import measure_stages, modules
 from thinktalk.bench.turn_end import measure_turn_end
 from thinktalk.bench.watch import endless
+from thinktalk.config import Solver
 from thinktalk.live.engine import Engine
 from thinktalk.weights import LoadedModel, load, usable_device
 
@@ -37,6 +38,7 @@ def run(plan: Plan, *, out: Path) -> dict[str, Any]:
         torch.set_num_threads(plan.threads)
     with tempfile.TemporaryDirectory() as scratch:
         model = model_of(plan, Path(scratch))
+        plan = replace(plan, solver=solver_of(model, plan))
         what = "pairs" if plan.what == "calls" and plan.against else plan.what
         numbers = MEASURES[what](model, plan)
         report = {"machine": machine(model, plan), "plan": asdict(plan), **numbers}
@@ -85,11 +87,12 @@ def stages_of(model: LoadedModel, plan: Plan) -> dict[str, Any]:
             model,
             device=plan.device,
             networks=plan.networks,
-            solver=plan.solver,
+            solver=solver_of(model, plan),
             rounds=plan.pairs,
         )
     else:
-        found = measure_stages(model.omni, networks=plan.networks, solver=plan.solver)
+        solver = solver_of(model, plan)
+        found = measure_stages(model.omni, networks=plan.networks, solver=solver)
     return {"stages": [asdict(stage) | {"per_sound_s": stage.per_sound_s} for stage in found]}
 
 
@@ -128,6 +131,10 @@ def model_of(plan: Plan, folder: Path) -> LoadedModel:
         seed=plan.seed,
         parts=(lambda omni: modules(omni, plan.networks)) if some else None,
     )
+
+
+def solver_of(model: LoadedModel, plan: Plan) -> Solver:
+    return plan.solver or model.config.token2wav_config.dit_config.solver
 
 
 @contextmanager

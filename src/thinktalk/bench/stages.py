@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from thinktalk.bench.meter import Spent, repeat
 from thinktalk.bench.plan import Network
-from thinktalk.config import DecoderConfig
+from thinktalk.config import DecoderConfig, Solver
 from thinktalk.media.mel import VOICE_HZ
 from thinktalk.model.audio import split_windows
 from thinktalk.model.cache import BLOCK_POSITIONS, KVCache, StepPlan
 from thinktalk.model.code2wav import Token2Wav, group_blocks
-from thinktalk.model.dit import DiT, Schedule, Solver
+from thinktalk.model.dit import DiT, Schedule
 from thinktalk.model.omni import Omni
 
 PICTURE = (1, 16, 16)  # grid of 224 x 224 pixels: 64 tokens

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from thinktalk.config import Solver
 from thinktalk.live import scheduler
 from thinktalk.live.blocks import BlockPool, OutOfBlocksError, Row
 from thinktalk.live.conversation import Conversation
@@ -24,7 +25,6 @@ from thinktalk.live.sessions import NO_ROOM, Sessions
 from thinktalk.live.speak import Reply
 from thinktalk.live.voicing import VoiceJob, VoiceWorkers, compute_with, num_voice_threads
 from thinktalk.model.cache import BLOCK_POSITIONS
-from thinktalk.model.dit import Solver
 from thinktalk.weights import LoadedModel
 
 IDLE_S = 0.5  # the longest sleep of a thread that nobody wakes
@@ -51,7 +51,7 @@ class Engine(Sessions):
         *,
         max_sessions: int = 8,
         cache_positions: int | None = None,
-        solver: Solver = "euler",
+        solver: Solver | None = None,
         voice_rows: int | None = None,
         voice_threads: int | None = None,
         graphs: bool | None = None,
@@ -59,13 +59,14 @@ class Engine(Sessions):
         **options: Any,
     ):
         """cache_positions: of each cache, shared by all sessions (default: 8192 a session, or the
-        context). voice_rows: replies whose voice is rendered at once at most. voice_threads: how
-        many threads render it beside the engine's, on a CPU (default: as many as torch computes
-        with, for a small model; for one like the official ones 0: give it as many as sessions shall
-        speak at once). Each then computes with one thread of torch, and the engine's with those
-        that are left. graphs: whether steps run on fixed buffers, as CUDA graphs (see graphs.py; by
-        default on CUDA only). thread=False: the engine works when `step` is called, or while
-        somebody waits for events. Further options: see Sessions."""
+        context). solver: of the voice's ODE, by default the checkpoint's. voice_rows: replies whose
+        voice is rendered at once at most. voice_threads: how many threads render it beside the
+        engine's, on a CPU (default: as many as torch computes with, for a small model; for one like
+        the official ones 0: give it as many as sessions shall speak at once). Each computes with
+        one thread of torch, the engine's with those left. graphs: whether steps run on fixed
+        buffers, as CUDA graphs (see graphs.py; by default on CUDA only). thread=False: the engine
+        works when `step` is called, or while somebody waits for events. Further options: see
+        Sessions."""
         kind = model.device.type
         dit = model.config.token2wav_config.dit_config
         voice_threads = num_voice_threads(

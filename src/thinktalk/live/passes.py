@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from thinktalk.config import Solver
 from thinktalk.live.blocks import BlockPool, send
 from thinktalk.live.graphs import Graphs
 from thinktalk.live.history import Piece
@@ -20,7 +21,6 @@ from thinktalk.live.speak import Reply
 from thinktalk.live.steps import Steps
 from thinktalk.live.voicing import VoiceJob
 from thinktalk.model.audio import num_tokens
-from thinktalk.model.dit import Solver
 from thinktalk.model.talker import opening_codec_ids, prompt_rows
 from thinktalk.options import Sampling
 from thinktalk.sampling import choose, draw
@@ -47,7 +47,7 @@ class Passes:
         num_slots: int,
         thinker_pool: BlockPool,
         talker_pool: BlockPool,
-        solver: Solver = "euler",
+        solver: Solver | None = None,
         graphs: Graphs | None = None,
     ):
         """num_slots: replies that may be in progress at the same time. graphs: runs the steps that
@@ -56,7 +56,8 @@ class Passes:
         self.thinker, self.talker, self.token2wav = omni.thinker, omni.talker, omni.token2wav
         self.thinker_pool, self.talker_pool = thinker_pool, talker_pool
         self.device, config = model.device, omni.config
-        self.schedule = self.token2wav.code2wav_dit_model.schedule(solver)
+        dit = self.token2wav.code2wav_dit_model
+        self.schedule = dit.schedule(solver or dit.config.solver)
         self.steps = Steps(
             omni,
             thinker_pool=thinker_pool,

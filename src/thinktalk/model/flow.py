@@ -4,12 +4,13 @@ A state y [B,T,M] moves from time 0 (noise) to time 1 (mel) along slopes that a 
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-Solver = Literal["euler", "midpoint", "rk4"]
+from thinktalk.config import Solver
+
 Slope = Callable[[Tensor], Tensor]
 # Points in time that a solver steps between unless told otherwise: the reference's ten for its
 # Runge-Kutta (36 evaluations) and for Euler (9). On spark, midpoint with four (6 evaluations) is

@@ -1,7 +1,7 @@
 """The Talker's rows of the playroom: replies of a packed corpus, behind questions to them."""
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from thinktalk.train.talker import TalkerTask
 
 Reply = tuple[dict[str, Any], NDArray[np.int64]]  # a row of the corpus, its codec ids
 
+ASKED_SHARE = 0.5  # of replies are drawn as often as the playroom asks for them, others all alike
 OWN_QUESTION_SHARE = 0.7  # of replies that answer some question are heard behind that question
 DEAF_SHARE = 0.25  # of replies are spoken from their words alone
 NUM_TEST_REPLIES, TEST_BATCH = 48, 16
@@ -44,6 +45,7 @@ class ReplyTask(TalkerTask):
         self.pad_id = thinker.config.pad_token_id
         self.questions = _questions(dialogues)
         self.train_replies, test = _replies(streams, ids)
+        self.shares = shares(self.train_replies, self.questions)
         rng = np.random.default_rng(0)
         firsts = range(0, len(test), TEST_BATCH)
         super().__init__(
@@ -57,7 +59,7 @@ class ReplyTask(TalkerTask):
 
     def batch(self, rng: np.random.Generator, size: int) -> dict[str, Any]:
         # neighbours in length share a batch, so that little is padding
-        pool = rng.choice(len(self.train_replies), size=8 * size)
+        pool = rng.choice(len(self.train_replies), size=8 * size, p=self.shares)
         pool = sorted(pool, key=lambda i: len(self.train_replies[i][1]))
         first = int(rng.integers(len(pool) - size + 1))
         return self.collated([self.train_replies[i] for i in pool[first : first + size]], rng)
@@ -120,3 +122,17 @@ def _replies(
             (train if inside else test).append((row, codes))
     every = max(1, math.ceil(len(test) / NUM_TEST_REPLIES))
     return train, test[::every]
+
+
+def shares(replies: list[Reply], questions: dict[str, list[Any]]) -> NDArray[np.float64]:
+    """How often each reply is drawn; the sum is 1.
+
+    Every reply is in the corpus once, but answers of few words in few forms are what is mostly
+    asked for: drawn all alike, they would be one in twenty.
+    """
+    texts = [row["text"] if row["stretch"] == 1.0 else "" for row, _ in replies]
+    copies = Counter(texts)
+    asked = np.array([len(questions.get(text, [])) / copies[text] for text in texts])
+    if not asked.any():
+        return np.full(len(replies), 1 / len(replies))
+    return ASKED_SHARE * asked / asked.sum() + (1 - ASKED_SHARE) / len(replies)

@@ -114,6 +114,7 @@ def _spark_dit() -> DiTConfig:
         enc_channels=(48, 48, 48, 48, 144),
         enc_attention_channels=32,
         enc_se_channels=32,
+        solver="midpoint",
     )
 
 
@@ -177,4 +178,4 @@ def thinker() -> Stage:
 
 def talker() -> Stage:
     """Thinker states and text to codec ids."""
-    return Stage("talker", steps=13_000, learning_rate=1.2e-3, batch_size=24, ema=0.998)
+    return Stage("talker", steps=11_000, learning_rate=1.2e-3, batch_size=24, ema=0.998)

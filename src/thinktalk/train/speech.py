@@ -291,7 +291,7 @@ class DiTTask(Task):
             cond=batch["cond"],
             ref_mel=batch["ref_mel"],
             noise=batch["noise"],
-            schedule=self.module.schedule("euler"),
+            schedule=self.module.schedule(self.module.config.solver),
         )
         return {
             "velocity": figures["velocity"].item(),
