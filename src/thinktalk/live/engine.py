@@ -65,8 +65,7 @@ class Engine(Sessions):
         the official ones 0: give it as many as sessions shall speak at once). Each computes with
         one thread of torch, the engine's with those left. graphs: whether steps run on fixed
         buffers, as CUDA graphs (see graphs.py; by default on CUDA only). thread=False: the engine
-        works when `step` is called, or while somebody waits for events. Further options: see
-        Sessions."""
+        works when `step` is called, or while somebody waits for events. Others: see Sessions."""
         kind = model.device.type
         dit = model.config.token2wav_config.dit_config
         voice_threads = num_voice_threads(
