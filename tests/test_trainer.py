@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from torch import Tensor, nn
 
 from thinktalk.train import trainer
@@ -138,6 +139,15 @@ def test_a_finished_stage_does_nothing_unless_it_gets_longer(tmp_path: Path) -> 
     assert task.calls == 0
     finished(tmp_path, task, replace(STAGE, steps=50))
     assert task.calls == 10
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
+    """Each would delete the other's checkpoints; a run that was killed is in nobody's way."""
+    finished(tmp_path, Line())
+    assert (tmp_path / "lock").exists()
+    with FileLock(tmp_path / "lock"), pytest.raises(ValueError, match="another run trains here"):
+        train(replace(STAGE, steps=STAGE.steps + 2), Line(), tmp_path)
+    assert train(replace(STAGE, steps=STAGE.steps + 2), Line(), tmp_path)
 
 
 def test_frozen_means_unchanged(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ a resumed leg continues exactly where the last checkpoint stood.
 
 import math
 import time
-from collections.abc import Generator, Iterable
-from contextlib import closing
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from thinktalk.parallel import Ranks, Root, compile_blocks, join, local, recompute, shard, whole
@@ -111,12 +112,13 @@ def train(
 
     loader: gives the batches, for this rank as parallel.join() tells it; else the task draws them.
     Its end is the end of the stage, too. keep: how many checkpoints are left in `out`. board:
-    writes for TensorBoard, too. Raises ValueError if nothing can be learned or written any more.
+    writes for TensorBoard, too. Raises ValueError if nothing can be learned or written any more,
+    and where another run is at work in `out`.
     """
     began = saved = time.monotonic()
     ranks = join(device)
     training = Training(stage, task, ranks)
-    with Checkpoints(out, ranks, keep=keep) as checkpoints:
+    with _alone_in(out, ranks), Checkpoints(out, ranks, keep=keep) as checkpoints:
         training.resume(checkpoints, loader)
         if training.is_done:
             return True
@@ -145,6 +147,23 @@ def train(
                     journal.evaluated(training.num_steps, training.evaluate())
             training.save(checkpoints, loader)
     return training.is_done
+
+
+@contextmanager
+def _alone_in(folder: Path, ranks: Ranks) -> Iterator[None]:
+    """Keeps other runs out of the folder: each would delete the other's checkpoints. A process
+    that is killed lets go."""
+    lock = FileLock(folder / "lock")
+    if ranks.is_first:
+        folder.mkdir(parents=True, exist_ok=True)
+        with suppress(Timeout):
+            lock.acquire(timeout=0)
+    if not ranks.as_first(lock.is_locked):
+        raise ValueError(f"{folder}: another run trains here; wait for its end, or stop it")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class Training:
