@@ -79,6 +79,22 @@ def test_rewind_frees_what_is_empty() -> None:
     assert pool.num_free == 5 and row.length == 0
 
 
+def test_the_lowest_free_block_goes_first() -> None:
+    """So that rows mostly lie in order, also after others have been freed."""
+    pool, first, second = pool_of(6), Row(), Row()
+    append(pool, first, list(range(3 * N)))
+    append(pool, second, [1])
+    pool.rewind(first, 0)
+    append(pool, second, list(range(2 * N)))
+    assert (first.blocks, second.blocks) == ([], [3, 0, 1])
+    assert (first.run, second.run) == (0, None)
+    append(pool, first, list(range(2 * N)))
+    assert first.blocks == [2, 4] and first.run is None
+    pool.rewind(first, N)
+    assert first.run == 2 * N == pool.plan([first], [0]).run
+    assert pool.plan([first, first], [0, 0]).run is None
+
+
 def test_a_fork_shares_until_somebody_writes() -> None:
     """Full blocks for ever; of the last one the first writer takes a copy."""
     pool, row = pool_of(8), Row()

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -143,6 +144,28 @@ def test_blocks_are_reused_without_cleaning() -> None:
     rows.tables[0] = rows.tables[0].flip(0)
     parts = [rows.step({0: 9, 1: 30})[0], rows.step({0: 40, 1: 2})[0]]
     assert_near(torch.cat(parts), WHOLE[0, :49])
+
+
+def test_blocks_in_order_are_read_where_they_are() -> None:
+    """No copy of the context in every layer of every step; blocks in disorder give the same."""
+    cache = KVCache(CONFIG, num_blocks=9, dtype=torch.float32)
+    cache.keys.normal_()
+    heads, size = CONFIG.num_key_value_heads, CONFIG.head_size
+    new = torch.randn(1, heads, 1, size)
+    read = {}
+    for blocks, run in (([4, 5, 6], 4), ([6, 4, 5], None), ([0, 1, 2], 0)):
+        run = None if run is None else run * BLOCK_POSITIONS
+        plan = replace(row_plan(torch.tensor([blocks]), start=LENGTH, num_tokens=1), run=run)
+        read[tuple(blocks)], _ = cache.view(plan, 1).update(0, new, new)
+    whole, shuffled, first = read.values()
+    assert whole.shape == shuffled.shape == first.shape == (1, heads, LENGTH + 1, size)
+    assert whole.data_ptr() == cache.keys[0, 4 * BLOCK_POSITIONS].data_ptr()
+    assert first.data_ptr() == cache.keys.data_ptr()
+    assert shuffled.untyped_storage().data_ptr() != cache.keys.untyped_storage().data_ptr()
+    places = [torch.arange(BLOCK_POSITIONS) + block * BLOCK_POSITIONS for block in (6, 4, 5)]
+    stored = cache.keys[0, torch.cat(places)[: LENGTH + 1]]
+    assert torch.equal(shuffled[0, :, :-1], stored.transpose(0, 1)[:, :-1])
+    assert torch.equal(whole[0, :, -1], new[0, :, 0])
 
 
 def test_rewind() -> None:

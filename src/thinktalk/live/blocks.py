@@ -6,6 +6,7 @@ copied before one of them writes into it. The positions themselves are written b
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 
 import torch
 from torch import Tensor
@@ -25,6 +26,13 @@ class Row:
     blocks: list[int] = field(default_factory=list)
     length: int = 0
 
+    @property
+    def run(self) -> int | None:
+        """The position at which the blocks begin, if they lie one behind the other."""
+        first = self.blocks[0] if self.blocks else 0
+        in_order = self.blocks == list(range(first, first + len(self.blocks)))
+        return first * BLOCK_POSITIONS if in_order else None
+
 
 class BlockPool:
     def __init__(
@@ -37,7 +45,8 @@ class BlockPool:
     ):
         self.cache = KVCache(config, num_blocks=num_blocks, dtype=dtype, device=device)
         self.device = torch.device(device)
-        self._free = list(range(num_blocks - 1, -1, -1))
+        # the lowest goes first, so that a row's blocks mostly lie behind one another
+        self._free = list(range(num_blocks))
         self._users = [0] * num_blocks
 
     @property
@@ -106,6 +115,7 @@ class BlockPool:
             send(starts, self.device),
             send(list(counts), self.device),
             max(starts) + max(counts),
+            run=rows[0].run if len(rows) == 1 else None,
         )
 
     def read(self, row: Row) -> tuple[Tensor, Tensor]:
@@ -133,7 +143,7 @@ class BlockPool:
         return slice(block * BLOCK_POSITIONS, (block + 1) * BLOCK_POSITIONS)
 
     def _take(self) -> int:
-        block = self._free.pop()
+        block = heappop(self._free)
         self._users[block] = 1
         return block
 
@@ -141,7 +151,7 @@ class BlockPool:
         self._users[block] -= 1
         assert self._users[block] >= 0, block
         if not self._users[block]:
-            self._free.append(block)
+            heappush(self._free, block)
 
 
 def send(numbers: object, device: torch.device) -> Tensor:

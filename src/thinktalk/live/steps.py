@@ -36,13 +36,13 @@ class Steps:
         """Feeds back a text id per row; the Thinker's states, and they plus the embeddings, [B,C].
         Room must be reserved."""
 
-        def step(numbers: Tensor, context: int | None = None) -> tuple[Tensor, Tensor]:
+        def step(numbers: Tensor, **known: int | None) -> tuple[Tensor, Tensor]:
             embeddings = self.thinker.embed(numbers[:, 0])
             hidden = self.thinker(
                 embeddings[:, None],
                 positions=numbers[:, 1].expand(3, 1, -1).mT,
                 cache=self.thinker_pool.cache,
-                plan=_plan(numbers, context),
+                plan=_plan(numbers, **known),
             )[:, 0]
             return hidden, hidden + embeddings
 
@@ -53,14 +53,12 @@ class Steps:
         """Feeds back a codec id per row, with what the text track says there [B,C]; the Talker's
         states [B,hidden]. Room must be reserved."""
 
-        def step(
-            numbers: Tensor, replies: Tensor, context: int | None = None
-        ) -> tuple[Tensor, ...]:
+        def step(numbers: Tensor, replies: Tensor, **known: int | None) -> tuple[Tensor, ...]:
             hidden = self.talker(
                 (self.talker.embed_codec(numbers[:, 0]) + replies)[:, None],
                 positions=numbers[:, 1].expand(3, 1, -1).mT,
                 cache=self.talker_pool.cache,
-                plan=_plan(numbers, context),
+                plan=_plan(numbers, **known),
             )
             return (hidden[:, 0],)
 
@@ -102,7 +100,8 @@ class Steps:
             row.length += 1
         inputs = send(numbers, self.thinker_pool.device), *inputs
         if self.graphs is None:
-            return step(*inputs, context=context)
+            run = rows[0].run if len(rows) == 1 else None
+            return step(*inputs, context=context, run=run)
         return self.graphs.run(name, step, inputs, rows=len(rows), sizes=STEP_ROWS)
 
     def _sound(self, name: Hashable, step: Step, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -111,9 +110,10 @@ class Steps:
         return self.graphs.run(name, step, inputs, rows=len(inputs[0]), sizes=VOICE_ROWS)
 
 
-def _plan(numbers: Tensor, context: int | None) -> StepPlan:
+def _plan(numbers: Tensor, *, context: int | None = None, run: int | None = None) -> StepPlan:
     """Of numbers int64 [B,4+n]: a token's id, its position, how many positions its row holds, and 1
-    (0 in a padding row), then the row's blocks. context: see StepPlan; None: all of the blocks."""
+    (0 in a padding row), then the row's blocks. context, run: see StepPlan; no context: all of the
+    blocks."""
     bound = (numbers.shape[1] - 4) * BLOCK_POSITIONS
     return StepPlan(
         tables=numbers[:, 4:],
@@ -121,4 +121,5 @@ def _plan(numbers: Tensor, context: int | None) -> StepPlan:
         lengths=numbers[:, 3],
         context=context or bound,
         padded=context is None,
+        run=run,
     )

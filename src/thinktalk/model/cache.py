@@ -25,6 +25,8 @@ class StepPlan:
         computed but never stored.
     context: the largest starts + T of this step, known on the host so that no sync is needed.
     padded: the context is only a bound of that; more keys are read, and masked.
+    run: the position at which a single row's blocks begin, where they are known to lie one behind
+        the other; then they are read where they are.
 
     The blocks of a row must hold starts + lengths positions: nothing checks that on the device.
     """
@@ -34,6 +36,7 @@ class StepPlan:
     lengths: Tensor
     context: int
     padded: bool = False
+    run: int | None = None
 
     @property
     def num_keys(self) -> int:
@@ -85,20 +88,22 @@ class KVCache:
 
     def view(self, plan: StepPlan, num_tokens: int) -> "CacheView":
         blocks = plan.tables[:, : -(-plan.num_keys // BLOCK_POSITIONS)]
-        return CacheView(self, plan.places(num_tokens), blocks, plan.num_keys)
+        return CacheView(self, plan.places(num_tokens), blocks, plan.num_keys, plan.run)
 
 
 @dataclass(frozen=True)
 class CacheView:
     """The cache with one step's addresses worked out, shared by all layers of that step.
 
-    write: int64 [B,T] positions; blocks: int64 [B,n] what to read; num_keys: how much of that.
+    write: int64 [B,T] positions; blocks: int64 [B,n] what to read; num_keys: how much of that;
+    run: as in StepPlan.
     """
 
     cache: KVCache
     write: Tensor
     blocks: Tensor
     num_keys: int
+    run: int | None
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Stores k and v [B,K,T,D] and returns each row's whole context [B,K,num_keys,D]."""
@@ -108,6 +113,8 @@ class CacheView:
         return self._context(keys), self._context(values)
 
     def _context(self, stored: Tensor) -> Tensor:
+        if self.run is not None:
+            return stored[self.run : self.run + self.num_keys].transpose(0, 1)[None]
         # whole blocks are copied: three times as fast as position by position
         blocks = stored[:-1].unflatten(0, (-1, BLOCK_POSITIONS))
         rows = blocks.index_select(0, self.blocks.flatten()).unflatten(0, self.blocks.shape)
@@ -124,7 +131,7 @@ def single_row(
 
 
 def row_plan(table: Tensor, *, start: int, num_tokens: int) -> StepPlan:
-    """The plan that appends `num_tokens` to a single row that holds `start` positions."""
+    """The plan that appends `num_tokens` to a row of `single_row` that holds `start` positions."""
     room = table.shape[1] * BLOCK_POSITIONS
     assert start + num_tokens <= room, f"{start} + {num_tokens} positions in a cache of {room}"
     return StepPlan(
@@ -132,4 +139,5 @@ def row_plan(table: Tensor, *, start: int, num_tokens: int) -> StepPlan:
         starts=torch.tensor([start], device=table.device),
         lengths=torch.tensor([num_tokens], device=table.device),
         context=start + num_tokens,
+        run=0,
     )
