@@ -13,7 +13,7 @@ import small_talk
 import torch
 
 from thinktalk.eval.metrics import pause_errors, pauses
-from thinktalk.generate import Thought, talk
+from thinktalk.generate import Thought, load_tokenizer, talk
 from thinktalk.media.prompt import Prompt
 from thinktalk.options import OFFICIAL_SPEECH
 from thinktalk.playroom import speech
@@ -146,6 +146,17 @@ def test_rows_whose_reply_is_not_spoken_are_left_out_and_counted(
     assert caplog.messages == ["left out 2 of 3 rows, whose last reply is not spoken"] * 2
     with pytest.raises(ValueError, match="no last reply in the 2 rows is spoken"):
         draw_pairs(model, open_source(rows), tmp_path / "none", ear=ear, samples=1)
+
+
+def test_calls_that_the_model_makes_itself_are_not_spoken(
+    model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = '<tool_call>\n{"name": "look", "arguments": {}}\n</tool_call>'
+    said = load_tokenizer(model.folder).encode(call)
+    monkeypatch.setattr(candidates, "think", lambda *_, **__: iter(said))
+    rows = [{"messages": [{"role": "user", "content": "hi"}]}]
+    with pytest.raises(ValueError, match="no last reply in the 1 rows is spoken"):
+        draw_pairs(model, open_source(rows), tmp_path, ear=Ear(Listener("look")), samples=1)
 
 
 def test_an_ear_may_be_any_program(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from thinktalk.eval.metrics import normalise, pause_errors, word_errors
 from thinktalk.generate import Thought, load_processor, load_tokenizer, render, think
-from thinktalk.media.chat import SPEECH_SYSTEM_PROMPT
+from thinktalk.media.chat import SPEECH_SYSTEM_PROMPT, parse_tool_calls
 from thinktalk.media.encode import write_wav
 from thinktalk.media.mel import VOICE_HZ
 from thinktalk.media.prompt import build_prompt
@@ -284,7 +284,7 @@ def _judge(
             for token in ids:
                 thought.feed(torch.tensor([token], device=model.device))
         wanted = ear.spell(text).split()
-        if not wanted:
+        if not wanted or parse_tool_calls(text):
             return None
         drawn = takes(
             thought,
