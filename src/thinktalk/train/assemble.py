@@ -21,7 +21,8 @@ from thinktalk.train.voice import save_speech_encoder, voice_print
 from thinktalk.weights import LoadedModel, Voice, listing, load, save, write_json
 
 NUM_VOCABULARY_CASES = 20_000
-MIN_PIXELS, MAX_PIXELS = 56 * 56, 224 * 224  # of an image or a video frame
+MIN_PIXELS, MAX_PIXELS = 56 * 56, 224 * 224  # of an image
+VIDEO_MAX_PIXELS, VIDEO_FPS = 112 * 112, 4.0  # nothing small is shown in films, but quick things
 
 # The official template, for tools that render chats themselves; ours is media/chat.py.
 CHAT_TEMPLATE = (
@@ -159,4 +160,7 @@ def _preprocessor() -> dict:
         "return_attention_mask": True,
         "sampling_rate": 16000,
         "temporal_patch_size": 2,
+        "video_fps": VIDEO_FPS,
+        "video_max_pixels": VIDEO_MAX_PIXELS,
+        "video_min_pixels": MIN_PIXELS,
     }
