@@ -40,7 +40,7 @@ class ByHand(VoiceWorkers):
     def num_idle(self) -> int:
         return self._count - self.num_busy
 
-    def submit(self, job: VoiceJob) -> None:
+    def submit(self, job: VoiceJob, *, here: bool = False) -> None:
         self.num_busy += 1
         self.waiting.append(job)
 
@@ -122,6 +122,8 @@ def test_a_close_waits_for_no_more_than_the_job(model: LoadedModel, monkeypatch)
     began, goes_on, rendered = threading.Event(), threading.Event(), []
 
     def slowly(job: VoiceJob) -> None:
+        if job.replies[0].blocks < 2:
+            return render(job)
         began.set()
         goes_on.wait()
         render(job)
@@ -305,11 +307,43 @@ def test_a_failing_job_ends_its_session(model: LoadedModel, monkeypatch, caplog)
     stage.close()
 
 
+def test_who_speaks_alone_begins_in_the_engines_thread(model: LoadedModel, monkeypatch) -> None:
+    """One thread at work is quicker than two that hinder each other; with others it is not."""
+    engine = Engine(model, max_sessions=2, voice_threads=1)
+    render, where = engine.passes.render, []
+
+    def noted(job: VoiceJob) -> None:
+        where.append((int(job.state.blocks[0]), threading.current_thread().name))
+        render(job)
+
+    monkeypatch.setattr(engine.passes, "render", noted)
+    session = engine.open(**LIMITS)
+    ask(session, 0)
+    assert next(e for e in session.events() if isinstance(e, api.ResponseDone)).audio_ms == 800
+    assert where == [(0, "thinktalk"), (1, "thinktalk"), (2, "thinktalk-voice-0")]
+    engine.close()
+
+
+def test_who_speaks_beside_others_begins_in_any_thread(model: LoadedModel) -> None:
+    stage = Stage(model, max_sessions=2)
+    asked = []
+    stage.engine._voices.submit = lambda job, *, here=False: asked.append(here)
+    for n in (0, 1):
+        ask(stage.open(seed=n, **LIMITS), n)
+    stage.run()
+    assert asked == [False]  # for both
+
+
 def test_a_failure_in_a_thread(model: LoadedModel, monkeypatch, caplog) -> None:
     caplog.set_level(logging.CRITICAL)
     engine = Engine(model, max_sessions=1, voice_threads=2)
     render = engine.passes.render
-    monkeypatch.setattr(engine.passes, "render", lambda job: 1 / 0)
+
+    def fail_later(job: VoiceJob) -> None:
+        assert job.replies[0].blocks < 2, "no room"
+        render(job)
+
+    monkeypatch.setattr(engine.passes, "render", fail_later)
     session = engine.open(**LIMITS)
     ask(session, 0)
     events = list(session.events())

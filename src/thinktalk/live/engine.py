@@ -32,6 +32,7 @@ DEFAULT_POSITIONS = 8192  # cache positions per session, unless the context is s
 # Replies whose voice is rendered at once, and how many of their blocks. On a CPU two small groups
 # together take 3/4 of the time, but two of four blocks as long as one after the other.
 VOICE_ROWS, VOICE_BLOCKS = {"cpu": 2, "cuda": 32}, {"cpu": 4, "cuda": 128}
+ALONE_BLOCKS = 2  # of the only reply are rendered by the engine's thread, before the voice's do
 REPLY_END = 8  # positions kept for the end of a reply, should the cache be full by then
 
 log = logging.getLogger(__name__)
@@ -199,13 +200,18 @@ class Engine(Sessions):
         )
         for part in work:
             self.counters["voice_blocks"] += len(part)
-            self._voices.submit(self.passes.voice_job(part))
+            self._voices.submit(self.passes.voice_job(part), here=self._is_alone(part))
             for reply, _ in part:
                 reply.rendering = True
         finished = self._voices.finished()
         for job in finished:
             self._voiced(job)
         return bool(work or finished)
+
+    def _is_alone(self, part: Sequence[tuple[Reply, int]]) -> bool:
+        """Whether this is how the only reply begins to sound: quickest without another thread, for
+        two hinder each other, and nobody else waits."""
+        return part[0][0].blocks < ALONE_BLOCKS and sum(r is not None for r in self._slots) == 1
 
     def _voiced(self, job: VoiceJob) -> None:
         """Sends the sound of those replies that are not over since the job was made."""

@@ -58,8 +58,9 @@ class VoiceWorkers:
     def num_idle(self) -> int:
         return max(1, self.num_threads) - self.num_busy
 
-    def submit(self, job: VoiceJob) -> None:
-        if self._threads:
+    def submit(self, job: VoiceJob, *, here: bool = False) -> None:
+        """here: in the calling thread, whatever others there are."""
+        if self._threads and not here:
             self._todo.put(job)
         else:
             self._finish(job)
