@@ -68,9 +68,10 @@ def test_how_many_threads(model: LoadedModel) -> None:
         torch.set_num_threads(1)
     assert found == [2, 0, 0, 0]
     assert chosen(5, 1024) == 5 and chosen(0) == 0 and chosen(0, live=False) == 0
-    for wrong in ((-1,), (1, 64, CUDA), (1, 64, CPU, False)):
+    wrong: list[dict[str, Any]] = [{"wanted": -1}, {"wanted": 1, "device": CUDA}]
+    for choice in (*wrong, {"wanted": 1, "live": False}):
         with pytest.raises(ValueError, match="voice_threads"):
-            chosen(*wrong)
+            chosen(**choice)
     with pytest.raises(ValueError, match="voice_threads"):
         Engine(model, thread=False, voice_threads=1)
 
@@ -90,7 +91,8 @@ def due(ahead: dict[str, tuple[float, int]], monkeypatch) -> list[Any]:
     """Conversations by name: seconds of sound that they have left, blocks rendered so far."""
     found = []
     for name, (seconds, blocks) in ahead.items():
-        reply = Reply(name, *[cast(Any, None)] * 2, 0, cast(Any, "a voice"), *[cast(Any, 0)] * 3)
+        nothing = cast(Any, None)
+        reply = Reply(name, nothing, nothing, 0, cast(Any, "a voice"), nothing, 0, 0)
         reply.blocks, reply.num_samples = blocks, round(24_000 * seconds)
         found.append(Due(type("", (), {"current": reply})))
     monkeypatch.setattr(scheduler, "ahead_s", lambda c: c.replies.current.num_samples / 24_000)
