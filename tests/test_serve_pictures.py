@@ -74,8 +74,8 @@ def test_chat_about_a_picture(url: str, asked: list[tuple[str, str, str]]) -> No
 def test_realtime_item_with_a_picture_is_answered_aloud(
     url: str, asked: list[tuple[str, str, str]]
 ) -> None:
-    with realtime(url) as client:
-        for picture, question, answer in asked:
+    for picture, question, answer in asked:
+        with realtime(url) as client:
             content = [
                 {"type": "input_image", "image_url": picture},
                 {"type": "input_text", "text": question},
@@ -83,7 +83,6 @@ def test_realtime_item_with_a_picture_is_answered_aloud(
             item = {"type": "message", "role": "user", "content": content}
             client.send("conversation.item.create", item=item)
             client.send("response.create")
-            heard = len(client.sound())
             client.until("response.done")
             said = client.of("response.output_audio_transcript.done")[-1]["transcript"]
-            assert said == answer and np.abs(client.sound()[heard:].astype(int)).max() > 1000
+            assert said == answer and np.abs(client.sound().astype(int)).max() > 1000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -38,6 +39,7 @@ from thinktalk.weights import LoadedModel, read_json, write_json
 
 DIT, VOCODER = "token2wav.code2wav_dit_model.", "token2wav.code2wav_bigvgan_model."
 ADDED_TO_VOICES = "voices.added.weight"
+USUAL_LEVELS = (8, 5, 5, 5), (8, 6, 5), (4, 4, 4, 3), (4, 4, 4)
 SHAPE = "tokenizer.json"  # what a speech tokenizer that is trained looks like
 
 Tensors = Mapping[str, Tensor]
@@ -159,9 +161,8 @@ def _tokenizer(job: Job, stage: stages.TokenizerStage) -> SpeechTokenizer:
     if (model.folder / ENCODER_FILE).exists() and not stage.fresh:
         tokenizer = load_speech_encoder(model.folder)
     else:
-        config = replace(
-            SpeechTokenizerConfig(), fsq_levels=stage.levels, frames_per_code=dit.repeats
-        )
+        levels = stage.levels if any(stage.levels) else fitting_levels(dit.num_embeds)
+        config = replace(SpeechTokenizerConfig(), fsq_levels=levels, frames_per_code=dit.repeats)
         tokenizer = SpeechTokenizer(config)
     if tokenizer.config.num_codes > dit.num_embeds:
         raise ValueError(
@@ -170,6 +171,14 @@ def _tokenizer(job: Job, stage: stages.TokenizerStage) -> SpeechTokenizer:
         )
     write_json(job.kept / SHAPE, tokenizer.config.to_dict())
     return tokenizer.train()
+
+
+def fitting_levels(num_codes: int) -> tuple[int, ...]:
+    """The largest of some usual quantisers (Mentzer et al. 2023) with at most so many codes."""
+    for levels in USUAL_LEVELS:
+        if math.prod(levels) <= num_codes:
+            return levels
+    raise ValueError(f"no usual quantiser has only {num_codes} codes; give levels")
 
 
 def keep_model(job: Job, weights: Tensors) -> LoadedModel:

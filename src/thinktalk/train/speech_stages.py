@@ -33,10 +33,11 @@ class PreferenceStage(RowStage):
 @dataclass(frozen=True)
 class TokenizerStage(Stage):
     """reads: CTC on the letters beside the mel loss. levels: of the quantiser, where the checkpoint
-    has none. fresh: it begins untrained even where the checkpoint has one."""
+    has none; 0: as many codes as its DiT knows, and not more than 1000. fresh: it begins
+    untrained even where the checkpoint has one."""
 
     reads: bool = True
-    levels: tuple[int, ...] = (8, 5, 5, 5)
+    levels: tuple[int, ...] = (0,)
     fresh: bool = False
 
 
