@@ -52,7 +52,7 @@ SMALLER = {
     "long": f"{FEW} 3",
     "sft": f"{FEW} 3",
     "talker": f"{FEW} 5 --set batch_size=4",
-    "joint": f"{FEW} 4 --set batch_size=4",
+    "joint": f"{FEW} 4 --set batch_size=4 --set learning_rate=3e-4",
     "pairs": f"--rows 3 --samples 3 --temperature 4 --recogniser '{sys.executable} ear.py'",
     "dpo": f"{FEW} 4",
     "anna": "",
