@@ -125,7 +125,7 @@ def test_interruption(page: Page) -> None:
     expect(counting.locator(".note")).to_have_text(re.compile("interrupted"))
     until(page, "loudness < 1e-4")
     assert "twenty" not in counting.locator(".caption").inner_text()
-    expect(page.locator(".reply").nth(1).locator(".caption")).to_have_text(re.compile(r"\w+ \w+"))
+    expect(page.locator(".reply").nth(1).locator(".caption")).to_have_text(re.compile(r"\w+\W+\w+"))
     assert page.inner_text("#notices") == ""
 
 
