@@ -82,16 +82,16 @@ def turn_end_of(model: LoadedModel, plan: Plan) -> dict[str, Any]:
 
 
 def stages_of(model: LoadedModel, plan: Plan) -> dict[str, Any]:
+    solver = solver_of(model, plan)
     if plan.against:
         found = compare_stages(
             model,
             device=plan.device,
             networks=plan.networks,
-            solver=solver_of(model, plan),
+            solver=solver,
             rounds=plan.pairs,
         )
     else:
-        solver = solver_of(model, plan)
         found = measure_stages(model.omni, networks=plan.networks, solver=solver)
     return {"stages": [asdict(stage) | {"per_sound_s": stage.per_sound_s} for stage in found]}
 
