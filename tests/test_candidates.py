@@ -18,7 +18,7 @@ from thinktalk.media.prompt import Prompt
 from thinktalk.options import OFFICIAL_SPEECH
 from thinktalk.playroom import speech
 from thinktalk.train import candidates
-from thinktalk.train.candidates import Ear, RecogniserError, command_ear, draw_pairs, pair_of
+from thinktalk.train.candidates import Ear, RecogniserError, command_ear, draw_pairs, pairs_of
 from thinktalk.train.shards import open_source
 from thinktalk.train.takes import takes
 from thinktalk.weights import LoadedModel, load
@@ -109,13 +109,16 @@ def test_takes_side_by_side_are_those_of_generation(model: LoadedModel) -> None:
 
 def test_replies_alike_and_silent_ones_make_no_pair() -> None:
     def entry(*errors: int, codes: list[int]) -> dict[str, Any]:
-        made = [{"codes": codes, "heard": "", "word_errors": e, "pause_errors": 0} for e in errors]
+        rest = {"codes": codes, "heard": "", "pause_errors": 0}
+        made = [rest | {"word_errors": e, "errors": e} for e in errors]
         return {"messages": [], "tools": [], "text": "a", "voice": "Ethan", "candidates": made}
 
-    assert pair_of(entry(2, 2, 2, codes=[1])) is None
-    assert pair_of(entry(0, 3, codes=[])) is None
-    pair = pair_of(entry(1, 0, 3, codes=[1]))
-    assert pair is not None and pair["errors"] == [0, 3]
+    assert not pairs_of(entry(2, 2, 2, codes=[1]))
+    assert not pairs_of(entry(0, 3, codes=[]))
+    (pair,) = pairs_of(entry(1, 0, 3, codes=[1]), most=2)
+    assert pair["errors"] == [0, 3]
+    found = pairs_of(entry(4, 0, 3, 1, 9, codes=[1]), most=5)
+    assert [pair["errors"] for pair in found] == [[0, 9], [1, 4]]
 
 
 def test_rows_that_cannot_be_asked_are_told_and_left_out(

@@ -19,7 +19,8 @@ from thinktalk.train.journal import curve
 from thinktalk.train.losses import voice_mel
 from thinktalk.train.recordings import streams_of
 from thinktalk.train.shards import open_source
-from thinktalk.train.speech import Reader, TokenizerTask, held_out_starts, spelled
+from thinktalk.train.speech import TokenizerTask, held_out_starts
+from thinktalk.train.spelling import Reader, spelled
 from thinktalk.train.streams import Stream
 from thinktalk.train.tuning import train_on
 from thinktalk.train.voice import ENCODER_FILE, load_speech_encoder

@@ -22,6 +22,7 @@ from thinktalk.model.thinker import Thinker
 from thinktalk.playroom import speech
 from thinktalk.playroom.dataset import Corpus, open_corpus
 from thinktalk.playroom.words import to_ascii
+from thinktalk.train.losses import side_by_side
 from thinktalk.train.trainer import Task
 
 PHONES: tuple[str, ...] = tuple(
@@ -122,11 +123,11 @@ class Transcriber:
         """tokens [n,C] of clips with `counts` tokens each, and `targets` -> a loss per clip."""
         losses = {}
         for name, scores in (("phones", self.phones(tokens)), ("words", self._words(tokens))):
-            by_clip = scores.float().log_softmax(-1).split(counts)
+            lengths = torch.tensor(counts)
             losses[name] = F.ctc_loss(
-                nn.utils.rnn.pad_sequence(list(by_clip)),
+                side_by_side(scores.float().log_softmax(-1), lengths),
                 batch[name],
-                torch.tensor(counts),
+                lengths,
                 batch[name + "_lengths"],
                 zero_infinity=True,
             )

@@ -34,7 +34,8 @@ from thinktalk.media.prompt import build_prompt
 from thinktalk.options import GREEDY, OFFICIAL_SPEECH, Sampling
 from thinktalk.train.rows import Row
 from thinktalk.train.shards import REMOTE, Member, Source, chained, content, open_source
-from thinktalk.train.speech_command import PLAYROOM, WORDS
+from thinktalk.train.speech_command import CODES, PLAYROOM, WORDS
+from thinktalk.train.spelling import CodeEar, load_code_ear
 from thinktalk.train.survey import BAD_ROW_ERRORS, reason_of
 from thinktalk.train.takes import takes
 from thinktalk.weights import LoadedModel
@@ -44,6 +45,8 @@ LOG = logging.getLogger(__name__)
 CANDIDATES, PAIRS, SUMMARY = "candidates.jsonl", "pairs.jsonl", "summary.json"
 PAUSE_WEIGHT = 0.5  # of a pause error, beside a word error
 LEAST_GAP = 1.0  # errors between the two replies of a pair
+NATS_PER_WORD = 8.0  # of a reader's doubt count as one wrong word
+MOST_ERRORS = 100.0
 # A reply that is longer went astray: so many ids, and so many more for every letter (0.3 s).
 SPARE_IDS, IDS_PER_LETTER = 50, 15
 SEED_STEP = 1_000_003  # between the seeds of prompts
@@ -52,8 +55,8 @@ UNSPOKEN: dict[str, Any] = {}  # the entry of a row whose reply has no words, or
 
 @dataclass(frozen=True)
 class Ear:
-    """What judges speech. transcribe(samples, sample_hz=...) -> words; spell: the form in which it
-    writes the words of a text."""
+    """What judges rendered speech. transcribe(samples, sample_hz=...) -> words; spell: the form in
+    which it writes the words of a text."""
 
     transcribe: Callable[..., str]
     spell: Callable[[str], str] = normalise
@@ -61,14 +64,14 @@ class Ear:
 
 @dataclass(frozen=True)
 class Candidate:
+    """errors: what replies to a prompt are ranked by, in words: of an ear that hears words these
+    and half of the pauses' errors, of one that reads codes how far they are from the text."""
+
     codes: list[int]
     heard: str
     word_errors: int
     pause_errors: int
-
-    @property
-    def errors(self) -> float:
-        return self.word_errors + PAUSE_WEIGHT * self.pause_errors
+    errors: float
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,8 @@ def draw_pairs(
     source: Source,
     out: Path,
     *,
-    ear: Ear,
+    ear: Ear | CodeEar,
+    pairs: int = 1,
     count: int | None = None,
     samples: int = 6,
     sampling: Sampling = OFFICIAL_SPEECH,
@@ -98,8 +102,9 @@ def draw_pairs(
     """Draws `samples` replies to each of the first `count` rows (all), and writes into `out`:
 
     candidates.jsonl: all of them with their errors; pairs.jsonl: the best and the worst reply of
-    each prompt, where they lie a word apart; summary.json, which is also returned: the word error
-    rate and pause errors of all candidates, and how many pairs there are. Interrupted, the same
+    each prompt, where they lie a word apart, and up to `pairs` - 1 more from the next best and the
+    next worst; summary.json, which is also returned: the word error rate and pause errors of all
+    candidates, and how many pairs there are. Interrupted, the same
     call goes on. Rows whose reply is not spoken are counted and left out; those that cannot be used
     are told one by one. Raises ValueError where none is left, or where `out` holds candidates that
     were drawn otherwise.
@@ -126,10 +131,10 @@ def draw_pairs(
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")
             file.flush()
     entries = _spoken(done[: len(numbers)])
-    pairs = [pair for entry in entries if (pair := pair_of(entry)) is not None]
-    lines = (json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs)
+    found = [pair for entry in entries for pair in pairs_of(entry, most=pairs)]
+    lines = (json.dumps(pair, ensure_ascii=False) + "\n" for pair in found)
     (out / PAIRS).write_text("".join(lines), encoding="utf-8")
-    summary = summarise(entries) | {"pairs": len(pairs)}
+    summary = summarise(entries) | {"pairs": len(found)}
     (out / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     return summary
 
@@ -140,7 +145,9 @@ def draw_as_told(
     """What `thinktalk train pairs` says. sphinx: what the default ear consists of, for some texts
     or for the playroom (None)."""
     source = chained([open_source(path) for path in options.data])
-    if options.recogniser == PLAYROOM:
+    if options.recogniser == CODES:
+        ear = load_code_ear(model.folder)
+    elif options.recogniser == PLAYROOM:
         ear = Ear(*sphinx(None))
     elif options.recogniser == WORDS:
         ear = Ear(*sphinx(list(texts_of(source))))
@@ -152,6 +159,7 @@ def draw_as_told(
             source,
             options.out,
             ear=ear,
+            pairs=options.pairs,
             count=options.rows,
             samples=options.samples,
             sampling=replace(OFFICIAL_SPEECH, temperature=options.temperature),
@@ -197,24 +205,27 @@ def summarise(entries: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     }
 
 
-def pair_of(entry: Mapping[str, Any]) -> dict[str, Any] | None:
-    """A row with the best reply as chosen and the worst as rejected; None where they are close.
+def pairs_of(entry: Mapping[str, Any], *, most: int = 1) -> list[dict[str, Any]]:
+    """Rows with the best reply as chosen and the worst as rejected, then the next best and the next
+    worst, as long as they are not close.
 
     Of equal ones the first counts: nothing but errors tells replies apart.
     """
-    candidates = [Candidate(**candidate) for candidate in entry["candidates"]]
-    spoken = [candidate for candidate in candidates if candidate.codes]
-    if len(spoken) < 2:
-        return None
-    best, worst = min(spoken, key=lambda c: c.errors), max(spoken, key=lambda c: c.errors)
-    if worst.errors - best.errors < LEAST_GAP:
-        return None
-    reply = {"role": "assistant", "content": entry["text"]}
-    said = {"codes": best.codes, "speaker": entry["voice"]}
-    row = {"messages": [*entry["messages"], reply | said], "rejected_codes": worst.codes}
-    if entry["tools"]:
-        row["tools"] = json.dumps(entry["tools"], ensure_ascii=False)
-    return row | {"errors": [best.errors, worst.errors], "heard": [best.heard, worst.heard]}
+    spoken = [c for c in (Candidate(**stored) for stored in entry["candidates"]) if c.codes]
+    best = sorted(spoken, key=lambda c: c.errors)[: len(spoken) // 2]
+    worst = sorted(spoken, key=lambda c: -c.errors)
+    rows = []
+    for chosen, rejected in list(zip(best, worst, strict=False))[:most]:
+        if rejected.errors - chosen.errors < LEAST_GAP:
+            break
+        reply = {"role": "assistant", "content": entry["text"]}
+        said = {"codes": chosen.codes, "speaker": entry["voice"]}
+        row = {"messages": [*entry["messages"], reply | said], "rejected_codes": rejected.codes}
+        if entry["tools"]:
+            row["tools"] = json.dumps(entry["tools"], ensure_ascii=False)
+        errors, heard = ([chosen.errors, rejected.errors], [chosen.heard, rejected.heard])
+        rows.append(row | {"errors": errors, "heard": heard})
+    return rows
 
 
 def command_ear(command: str) -> Ear:
@@ -253,7 +264,7 @@ def _judge(
     model: LoadedModel,
     row: Row,
     number: int,
-    ear: Ear,
+    ear: Ear | CodeEar,
     samples: int,
     sampling: Sampling,
     seed: int,
@@ -293,7 +304,10 @@ def _judge(
             seeds=[seed + SEED_STEP * number + sample for sample in range(samples)],
             max_codec_ids=SPARE_IDS + IDS_PER_LETTER * len(text),
         )
-        judged = [_heard(model, codes, voice, text, wanted, ear) for codes in drawn]
+        if isinstance(ear, CodeEar):
+            judged = _read_codes(drawn, text, wanted, ear)
+        else:
+            judged = [_heard(model, codes, voice, text, wanted, ear) for codes in drawn]
     return Judged(messages, list(row.tools), text, voice, len(wanted), judged)
 
 
@@ -303,7 +317,24 @@ def _heard(
     wave = render(model.omni, codes, voice=model.voices[voice], seed=0, exact=False)
     heard = normalise(ear.transcribe(wave, sample_hz=VOICE_HZ)) if codes else ""
     paused = pause_errors(wave, text, sample_hz=VOICE_HZ)
-    return Candidate(codes, heard, word_errors(heard.split(), wanted), paused)
+    wrong = word_errors(heard.split(), wanted)
+    return Candidate(codes, heard, wrong, paused, wrong + PAUSE_WEIGHT * paused)
+
+
+def _read_codes(
+    drawn: list[list[int]], text: str, wanted: list[str], ear: CodeEar
+) -> list[Candidate]:
+    """A reply that is too short to be the text is as wrong as can be: all its words."""
+    return [
+        Candidate(
+            codes,
+            heard,
+            word_errors(heard.split(), wanted),
+            pause_errors=0,
+            errors=min(nats / NATS_PER_WORD, MOST_ERRORS),
+        )
+        for codes, (heard, nats) in zip(drawn, ear.read(drawn, text), strict=True)
+    ]
 
 
 def _asked(row: Row) -> tuple[list[dict[str, Any]], str | None, str | None]:

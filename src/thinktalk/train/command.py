@@ -21,6 +21,7 @@ COURSES = {
     "long": "as omni, on long rows, with less memory and more time",
     "sft": "the Thinker on conversations, all of it or by LoRA",
     "tokenizer": "speech tokenizer: mel to codec ids, by mel and recognition losses",
+    "reader": "letters from codec ids: a quick ear for `train pairs`",
     "dit": "DiT: codec ids, a voice and a reference to mel",
     "vocoder": "vocoder: mel to wave, by spectral and adversarial losses",
     "talker": "the Talker: spoken replies, behind a frozen or (joint) learning Thinker",

@@ -4,16 +4,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from thinktalk.config import SpeechTokenizerConfig
-from thinktalk.eval.metrics import normalise
 from thinktalk.media.mel import VOICE_HOP_SAMPLES
 from thinktalk.model.bigvgan import BigVGAN
 from thinktalk.model.dit import DiT
-from thinktalk.model.speech_tokenizer import ConvNeXtBlock, SpeechTokenizer
+from thinktalk.model.speech_tokenizer import SpeechTokenizer
 from thinktalk.train.discriminators import (
     Judges,
     feature_loss,
@@ -22,6 +19,7 @@ from thinktalk.train.discriminators import (
     unmoved,
 )
 from thinktalk.train.losses import flow_matching_pair, spectral_loss, voice_mel
+from thinktalk.train.spelling import Reader, clips_to_read, spelled
 from thinktalk.train.streams import Stream
 from thinktalk.train.trainer import Task, to_device
 from thinktalk.train.voice import condition
@@ -69,7 +67,6 @@ class TokenizerTask(Task):
     """
 
     FRAMES = 192
-    LONGEST_FRAMES = 1000  # of a clip that is read
     READING_WEIGHT = 0.3
 
     def __init__(
@@ -87,7 +84,7 @@ class TokenizerTask(Task):
         if reads:
             self.reader = Reader(tokenizer.config)
             self.module = nn.ModuleDict({"tokenizer": tokenizer, "reader": self.reader})
-            self.clips, self.test_clips = self._clips()
+            self.clips, self.test_clips = clips_to_read(streams)
 
     def batch(self, rng: np.random.Generator, size: int) -> dict[str, Any]:
         if self.reader is None:
@@ -153,62 +150,6 @@ class TokenizerTask(Task):
             "num_letters": torch.tensor([len(text) for text in letters]),
             "num_codes": torch.tensor([count // per_code for count in frames]),
         }
-
-    def _clips(self) -> tuple[list[tuple[int, dict[str, Any]]], list[tuple[int, dict[str, Any]]]]:
-        """Clips that can be read, for training and for tests, the shortest first."""
-        found: tuple[list[tuple[int, dict[str, Any]]], ...] = ([], [])
-        for number, stream in enumerate(self.streams):
-            for row in stream.rows:
-                if row["frames"] <= self.LONGEST_FRAMES and spelled(row["text"]):
-                    inside = row["frame"] + row["frames"] <= stream.train_frames
-                    found[not inside].append((number, row))
-        if not found[0]:
-            raise ValueError(
-                f"no recording with a text is at most {self.LONGEST_FRAMES // 100} s long; cut "
-                "them, or train without reading (reads=false)"
-            )
-        train, test = (sorted(clips, key=lambda clip: clip[1]["frames"]) for clips in found)
-        return train, test
-
-
-class Reader(nn.Module):
-    """Codes of a clip -> its letters, by CTC (Graves et al. 2006): bytes of UTF-8 in lower case, so
-    any language has them. Class 0 is the blank."""
-
-    def __init__(self, config: SpeechTokenizerConfig, *, layers: int = 2):
-        super().__init__()
-        width = config.hidden_size
-        self.first = nn.Linear(len(config.fsq_levels), width)
-        self.blocks = nn.ModuleList(
-            ConvNeXtBlock(width, kernel=config.kernel_size) for _ in range(layers)
-        )
-        self.norm = nn.LayerNorm(width)
-        self.last = nn.Linear(width, 1 + 256)
-
-    def forward(self, quantised: Tensor) -> Tensor:
-        """Grid points [B,N,L] -> scores [B,N,257]."""
-        x = self.first(quantised).transpose(1, 2)
-        for block in self.blocks:
-            x = block(x)
-        return self.last(self.norm(x.transpose(1, 2))).float()
-
-    def loss(self, quantised: Tensor, batch: dict[str, Any]) -> Tensor:
-        """The mean over letters."""
-        scores = self(quantised).log_softmax(-1).transpose(0, 1)
-        total = F.ctc_loss(
-            scores,
-            batch["letters"],
-            batch["num_codes"].cpu(),
-            batch["num_letters"].cpu(),
-            reduction="sum",
-            zero_infinity=True,
-        )
-        return total / len(batch["letters"])
-
-
-def spelled(text: str) -> list[int]:
-    """What is said as classes of the reader: marks and capitals cannot be heard."""
-    return [byte + 1 for byte in normalise(text).encode()]
 
 
 class DiTTask(Task):

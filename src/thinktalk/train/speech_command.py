@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 Run = Callable[[argparse.Namespace], None]
 
-PLAYROOM, WORDS = "playroom", "words"
+PLAYROOM, WORDS, CODES = "playroom", "words", "codes"
 
 
 def add_pairs(stages: "Commands") -> argparse.ArgumentParser:
@@ -37,9 +37,11 @@ def add_pairs(stages: "Commands") -> argparse.ArgumentParser:
         metavar="WHO",
         default=PLAYROOM,
         help=f"{PLAYROOM}: pocketsphinx with the playroom's words (default); {WORDS}: pocketsphinx "
-        "with the words of the rows; else a command, which gets a WAV file as its last argument "
-        "and writes its words to stdout",
+        f"with the words of the rows; {CODES}: the reader of the checkpoint's codec ids (`train "
+        "reader`), which needs no sound; else a command, which gets a WAV file as its last "
+        "argument and writes its words to stdout",
     )
+    option("--pairs", metavar="N", type=int, default=1, help="at most, of a row (default: 1)")
     return pairs
 
 

@@ -30,10 +30,11 @@ from thinktalk.train.rows import Row
 from thinktalk.train.shards import Source, chained
 from thinktalk.train.speaking import spread_unused
 from thinktalk.train.speech import DiTTask, TokenizerTask, VocoderTask, conditions
+from thinktalk.train.spelling import READER_FILE, ReaderTask, new_reader, save_reader
 from thinktalk.train.streams import Stream, codec_ids
 from thinktalk.train.survey import BAD_ROW_ERRORS
 from thinktalk.train.talker import TalkerTask
-from thinktalk.train.trainer import Task
+from thinktalk.train.trainer import Stage, Task
 from thinktalk.train.voice import ENCODER_FILE, load_speech_encoder, save_speech_encoder
 from thinktalk.weights import LoadedModel, read_json, write_json
 
@@ -192,6 +193,18 @@ def write_encoder(job: Job, weights: Tensors, folder: Path) -> None:
     tokenizer = SpeechTokenizer(SpeechTokenizerConfig.from_dict(read_json(job.kept / SHAPE)))
     tokenizer.load_state_dict(ours)
     save_speech_encoder(tokenizer, folder)
+    (folder / READER_FILE).unlink(missing_ok=True)  # it read other codes
+
+
+def prepare_reader(job: Job, stage: Stage) -> tuple[Task, None]:
+    encoder, streams = load_speech_encoder(job.model.folder), _streams(job)
+    return ReaderTask(encoder, streams, _codes(job, streams, encoder)), None
+
+
+def write_reader(job: Job, weights: Tensors, folder: Path) -> None:
+    reader = new_reader(load_speech_encoder(job.model.folder).config)
+    reader.load_state_dict(dict(weights))
+    save_reader(reader, folder)
 
 
 # ---- DiT and vocoder
@@ -290,6 +303,7 @@ def _levels(model: LoadedModel) -> tuple[int, ...]:
 
 COURSES: dict[str, Course] = {
     "tokenizer": Course((stages.tokenizer,), prepare_tokenizer, keep_model, write_encoder),
+    "reader": Course((stages.reader,), prepare_reader, keep_model, write_reader),
     "dit": Course((stages.dit,), prepare_dit, put_back_dit),
     "vocoder": Course((stages.vocoder,), prepare_vocoder, put_back_vocoder),
     "talker": Course((stages.talker,), prepare_talker, put_back_talker),

@@ -84,6 +84,11 @@ def tokenizer() -> TokenizerStage:
     return TokenizerStage("tokenizer", steps=3000, learning_rate=5e-4, batch_size=16)
 
 
+def reader() -> Stage:
+    """Letters from the finished codes of a tokenizer: an ear for `train pairs`."""
+    return Stage("reader", steps=2000, learning_rate=1e-3, batch_size=16, ema=0.998)
+
+
 def dit() -> DiTStage:
     """Codes, voice and reference mel to mel, by flow matching."""
     return DiTStage(

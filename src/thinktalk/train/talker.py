@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from thinktalk.model.talker import Talker
 from thinktalk.model.thinker import Thinker
 from thinktalk.train.examples import IGNORED
-from thinktalk.train.losses import token_losses
+from thinktalk.train.losses import side_by_side, token_losses
 from thinktalk.train.packing import learned_rows
 from thinktalk.train.speaking import CodecClasses, Said, VoiceRows, num_said, speak, think
 from thinktalk.train.trainer import Task
@@ -114,12 +114,12 @@ class TalkerTask(Task):
         table = self.thinker.embed(used).detach()  # [U,C]
         scores = F.linear(told[:, :-1], table.to(told.dtype)) * table.shape[1] ** -0.5
         scores = torch.cat((told[:, -1:], scores), dim=1).float().log_softmax(-1)
-        lengths = [len(codes) + 1 for codes in batch["codes"]]
-        along = nn.utils.rnn.pad_sequence(list(scores[: sum(lengths)].split(lengths)))
+        lengths = torch.tensor([len(codes) + 1 for codes in batch["codes"]])
+        along = side_by_side(scores[: int(lengths.sum())], lengths)
         losses = F.ctc_loss(
             along,
             targets + 1,
-            torch.tensor(lengths),
+            lengths,
             torch.tensor([len(text) for text in texts]),
             reduction="sum",
             zero_infinity=True,

@@ -34,6 +34,7 @@ from thinktalk.train.feed import Batches
 from thinktalk.train.job import Course, Job
 from thinktalk.train.omni import prepare, put_back_any, write_adapter
 from thinktalk.train.shards import Source, open_source
+from thinktalk.train.spelling import READER_FILE
 from thinktalk.train.stages import RowStage
 from thinktalk.train.trainer import Stage, Task, train
 from thinktalk.train.voice import ENCODER_FILE
@@ -263,8 +264,9 @@ def _write(
     try:
         part.mkdir(parents=True)
         save(model, part, dtype=dtypes[0], token2wav_dtype=dtypes[1])
-        if (model.folder / ENCODER_FILE).exists():
-            shutil.copyfile(model.folder / ENCODER_FILE, part / ENCODER_FILE)
+        for name in (ENCODER_FILE, READER_FILE):
+            if (model.folder / name).exists():
+                shutil.copyfile(model.folder / name, part / name)
         extras(part)
         shutil.rmtree(folder, ignore_errors=True)
         part.rename(folder)

@@ -1,0 +1,103 @@
+"""The first stage of seeing: the vision encoder alone learns the words for what a picture shows.
+
+As in align.py the text side stays frozen. Pictures are drawn anew for every batch: of 1 437
+handwritten digits and some hundred words in a few fonts an encoder of this size knows nothing
+until it has seen many renderings, and here one costs a tenth of what it costs with the decoder.
+Shapes: n tokens of B pictures, C width of the Thinker, V text tokens, W of them wanted.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from thinktalk.media.image import Processor, patches
+from thinktalk.media.tokenizer import Tokenizer
+from thinktalk.model.thinker import Thinker
+from thinktalk.playroom import cases, senses, writing
+from thinktalk.playroom.talk import Case, Split
+from thinktalk.playroom.words import NUMBERS, PLURALS
+from thinktalk.train.losses import side_by_side
+from thinktalk.train.trainer import Task, to_device
+
+# Shares of the pictures: what takes the longest to learn is seen most often.
+TASK_SHARES = {"read": 0.35, "digit": 0.2, "how many": 0.2, "shape": 0.13, "where": 0.12}
+NUM_TEST_PICTURES = 48  # of every task
+
+
+class SeeingTask(Task):
+    """A picture's tokens shall name what it shows: the words of a short description.
+
+    The score of a word is that of the token that says it most clearly, as a product with the
+    Thinker's frozen embedding of the word, so that what is seen comes to lie where its name lies.
+    The loss asks for each word of the description among all words, in no order. (CTC, which taught
+    the ear, stays at its blank here: a picture is not read from left to right.)
+    """
+
+    def __init__(self, thinker: Thinker, tokenizer: Tokenizer, processor: Processor):
+        thinker.requires_grad_(False)
+        thinker.visual.requires_grad_(True)
+        self.module = nn.ModuleDict({"thinker": thinker})
+        self.thinker, self.tokenizer, self.processor = thinker, tokenizer, processor
+
+    def batch(self, rng: np.random.Generator, size: int) -> dict[str, Any]:
+        drawn = rng.choice(list(TASK_SHARES), size=size, p=list(TASK_SHARES.values()))
+        return self._pictures(rng, [str(task) for task in drawn], "train")
+
+    def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        names = self._scores(batch).log_softmax(-1)
+        loss = -names[batch["pictures"], batch["words"]].mean()
+        return loss, {"words": loss}
+
+    def weight(self, batch: dict[str, Any]) -> float:
+        return len(batch["words"])
+
+    def evaluate(self) -> dict[str, float]:
+        """The share of held-out pictures of every task whose words, and no others, are named."""
+        device, figures = self.thinker.lm_head.weight.device, {}
+        for number, task in enumerate(TASK_SHARES):
+            rng = np.random.default_rng(number)
+            batch = to_device(self._pictures(rng, [task] * NUM_TEST_PICTURES, "test"), device)
+            scores = self._scores(batch)
+            least = scores.new_full((len(scores),), math.inf)
+            wanted = scores[batch["pictures"], batch["words"]]
+            least = least.scatter_reduce(0, batch["pictures"], wanted, "amin")
+            scores[batch["pictures"], batch["words"]] = -math.inf
+            figures[task.replace(" ", "_")] = (least > scores.amax(-1)).float().mean().item()
+        return figures
+
+    def _scores(self, batch: dict[str, Any]) -> Tensor:
+        """How clearly each picture says each text token: [B,V]."""
+        grids, table = batch["grids"].cpu(), self.thinker.model.embed_tokens.weight
+        tokens = self.thinker.visual(batch["patches"], grids)
+        each = F.linear(tokens, table).float() * table.shape[1] ** -0.5  # [n,V]
+        counts = grids.prod(-1) // self.thinker.config.vision_config.spatial_merge_size**2
+        all_of_one = side_by_side(each, counts, fill=-math.inf)  # [longest,B,V]
+        return all_of_one.logsumexp(0) - counts.to(each.device)[:, None].log()
+
+    def _pictures(self, rng: np.random.Generator, tasks: list[str], split: Split) -> dict[str, Any]:
+        asked = [senses.sample(rng, split=split, task=task) for task in tasks]
+        seen = [
+            patches(cases.picture(rng, case, split), processor=self.processor) for case in asked
+        ]
+        words = [self.tokenizer.encode(described(case)) for case in asked]
+        return {
+            "patches": torch.from_numpy(np.concatenate([each for each, _ in seen])),
+            "grids": torch.tensor([grid for _, grid in seen]),
+            "words": torch.tensor([word for each in words for word in each]),
+            "pictures": torch.tensor([n for n, each in enumerate(words) for _ in each]),
+        }
+
+
+def described(case: Case) -> str:
+    """What a picture shows in few words, spelled as words inside a sentence are."""
+    match case.task, case.shown:
+        case "digit", (number,):
+            return f" {NUMBERS[writing.digit_of(int(number))]}"
+        case "how many", (colour, shape, number):
+            return f" {number} {colour} {shape if number == NUMBERS[1] else PLURALS[shape]}"
+        case _, shown:
+            return "".join(f" {word}" for word in shown)
