@@ -18,7 +18,8 @@ from thinktalk.media.prompt import Prompt
 from thinktalk.options import OFFICIAL_SPEECH
 from thinktalk.playroom import speech
 from thinktalk.train import candidates
-from thinktalk.train.candidates import Ear, RecogniserError, command_ear, draw_pairs, pairs_of
+from thinktalk.train.candidates import draw_pairs, pairs_of
+from thinktalk.train.ears import Ear, RecogniserError, command_ear
 from thinktalk.train.shards import open_source
 from thinktalk.train.takes import takes
 from thinktalk.weights import LoadedModel, load

@@ -44,6 +44,7 @@ SMALLER = {
     "typed": "--cases 6 --workers 1",
     "new": "",
     "tokenizer": f"{FEW} 24 --set batch_size=3",  # fewer, and there is one code for everything
+    "reader": f"{FEW} 6 --set batch_size=3",
     "dit": f"{FEW} 4 --set batch_size=3",
     "vocoder": f"{FEW} 4 --set batch_size=1",
     "words": f"{FEW} 4",
@@ -67,6 +68,7 @@ WORDS = "thinker.model.embed_tokens.weight"
 # By the same names: the figure that falls, and where the weights are that change, everywhere there.
 LEARNS: dict[str, tuple[str, tuple[str, ...]]] = {
     "tokenizer": ("mel", ()),
+    "reader": ("letters", ()),
     "dit": ("velocity", (DIT,)),
     "vocoder": ("mel", (VOCODER,)),
     "words": ("text", DECODER),

@@ -66,7 +66,7 @@ TABLE = {
         " train.command train.recipe train.speech train.streams train.vocabulary"
         " train.speaking train.replies train.preference train.candidates train.recordings"
         " train.discriminators train.enrol train.speech_stages train.speech_courses"
-        " train.speech_command train.takes train.untrained train.spelling train.seeing"
+        " train.speech_command train.takes train.untrained train.spelling train.seeing train.ears"
         " train.assemble train.conversations train.talker train.thinker train.align train.plot",
         GENERATE + " generate playroom parallel adapters eval.metrics",
         "",

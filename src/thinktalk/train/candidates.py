@@ -11,31 +11,23 @@ from __future__ import annotations
 
 import json
 import logging
-import shlex
-import subprocess
-import tempfile
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from tqdm import tqdm
 
-from thinktalk.eval.metrics import normalise, pause_errors, word_errors
-from thinktalk.generate import Thought, load_processor, load_tokenizer, render, think
+from thinktalk.generate import Thought, load_processor, load_tokenizer, think
 from thinktalk.media.chat import SPEECH_SYSTEM_PROMPT, parse_tool_calls
-from thinktalk.media.encode import write_wav
-from thinktalk.media.mel import VOICE_HZ
 from thinktalk.media.prompt import build_prompt
 from thinktalk.options import GREEDY, OFFICIAL_SPEECH, Sampling
+from thinktalk.train.ears import Candidate, Ear, Ears, RecogniserError, command_ear, load_code_ear
 from thinktalk.train.rows import Row
 from thinktalk.train.shards import REMOTE, Member, Source, chained, content, open_source
 from thinktalk.train.speech_command import CODES, PLAYROOM, WORDS
-from thinktalk.train.spelling import CodeEar, load_code_ear
 from thinktalk.train.survey import BAD_ROW_ERRORS, reason_of
 from thinktalk.train.takes import takes
 from thinktalk.weights import LoadedModel
@@ -43,35 +35,11 @@ from thinktalk.weights import LoadedModel
 LOG = logging.getLogger(__name__)
 
 CANDIDATES, PAIRS, SUMMARY = "candidates.jsonl", "pairs.jsonl", "summary.json"
-PAUSE_WEIGHT = 0.5  # of a pause error, beside a word error
 LEAST_GAP = 1.0  # errors between the two replies of a pair
-NATS_PER_WORD = 8.0  # of a reader's doubt count as one wrong word
-MOST_ERRORS = 100.0
 # A reply that is longer went astray: so many ids, and so many more for every letter (0.3 s).
 SPARE_IDS, IDS_PER_LETTER = 50, 15
 SEED_STEP = 1_000_003  # between the seeds of prompts
 UNSPOKEN: dict[str, Any] = {}  # the entry of a row whose reply has no words, or calls a tool
-
-
-@dataclass(frozen=True)
-class Ear:
-    """What judges rendered speech. transcribe(samples, sample_hz=...) -> words; spell: the form in
-    which it writes the words of a text."""
-
-    transcribe: Callable[..., str]
-    spell: Callable[[str], str] = normalise
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """errors: what replies to a prompt are ranked by, in words: of an ear that hears words these
-    and half of the pauses' errors, of one that reads codes how far they are from the text."""
-
-    codes: list[int]
-    heard: str
-    word_errors: int
-    pause_errors: int
-    errors: float
 
 
 @dataclass(frozen=True)
@@ -91,7 +59,7 @@ def draw_pairs(
     source: Source,
     out: Path,
     *,
-    ear: Ear | CodeEar,
+    ear: Ears,
     pairs: int = 1,
     count: int | None = None,
     samples: int = 6,
@@ -104,10 +72,9 @@ def draw_pairs(
     candidates.jsonl: all of them with their errors; pairs.jsonl: the best and the worst reply of
     each prompt, where they lie a word apart, and up to `pairs` - 1 more from the next best and the
     next worst; summary.json, which is also returned: the word error rate and pause errors of all
-    candidates, and how many pairs there are. Interrupted, the same
-    call goes on. Rows whose reply is not spoken are counted and left out; those that cannot be used
-    are told one by one. Raises ValueError where none is left, or where `out` holds candidates that
-    were drawn otherwise.
+    candidates, and how many pairs there are. Interrupted, the same call goes on. Rows whose reply
+    is not spoken are counted and left out; those that cannot be used are told one by one. Raises
+    ValueError where none is left, or where `out` holds candidates that were drawn otherwise.
     """
     if samples < 1:
         raise ValueError(f"samples is {samples}; a prompt needs at least 1 reply, a pair needs 2")
@@ -228,43 +195,11 @@ def pairs_of(entry: Mapping[str, Any], *, most: int = 1) -> list[dict[str, Any]]
     return rows
 
 
-def command_ear(command: str) -> Ear:
-    """An ear that is another program: it gets the path of a 24 kHz WAV file as its last argument
-    and writes the words to stdout. Raises ValueError, when it is used, if the program fails."""
-    words = shlex.split(command)
-    if not words:
-        raise ValueError("the recogniser's command is empty; give a program, or leave it out")
-
-    def transcribe(samples: NDArray[np.float32], *, sample_hz: int) -> str:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "reply.wav"
-            write_wav(path, samples, sample_hz)
-            try:
-                done = subprocess.run(
-                    [*words, str(path)], capture_output=True, text=True, check=True
-                )
-            except FileNotFoundError:
-                raise RecogniserError(f"the recogniser {words[0]!r} is not installed") from None
-            except subprocess.CalledProcessError as error:
-                last = (error.stderr or "").strip().splitlines()[-1:]
-                raise RecogniserError(
-                    f"the recogniser {command!r} failed with status {error.returncode}"
-                    f" ({' '.join(last) or 'it said nothing'}); try it by hand on a WAV file"
-                ) from None
-        return done.stdout.strip()
-
-    return Ear(transcribe)
-
-
-class RecogniserError(RuntimeError):
-    """Not a matter of the row that was being judged."""
-
-
 def _judge(
     model: LoadedModel,
     row: Row,
     number: int,
-    ear: Ear | CodeEar,
+    ear: Ears,
     samples: int,
     sampling: Sampling,
     seed: int,
@@ -304,37 +239,8 @@ def _judge(
             seeds=[seed + SEED_STEP * number + sample for sample in range(samples)],
             max_codec_ids=SPARE_IDS + IDS_PER_LETTER * len(text),
         )
-        if isinstance(ear, CodeEar):
-            judged = _read_codes(drawn, text, wanted, ear)
-        else:
-            judged = [_heard(model, codes, voice, text, wanted, ear) for codes in drawn]
+        judged = ear.judge(drawn, text, model=model, voice=voice)
     return Judged(messages, list(row.tools), text, voice, len(wanted), judged)
-
-
-def _heard(
-    model: LoadedModel, codes: list[int], voice: str, text: str, wanted: list[str], ear: Ear
-) -> Candidate:
-    wave = render(model.omni, codes, voice=model.voices[voice], seed=0, exact=False)
-    heard = normalise(ear.transcribe(wave, sample_hz=VOICE_HZ)) if codes else ""
-    paused = pause_errors(wave, text, sample_hz=VOICE_HZ)
-    wrong = word_errors(heard.split(), wanted)
-    return Candidate(codes, heard, wrong, paused, wrong + PAUSE_WEIGHT * paused)
-
-
-def _read_codes(
-    drawn: list[list[int]], text: str, wanted: list[str], ear: CodeEar
-) -> list[Candidate]:
-    """A reply that is too short to be the text is as wrong as can be: all its words."""
-    return [
-        Candidate(
-            codes,
-            heard,
-            word_errors(heard.split(), wanted),
-            pause_errors=0,
-            errors=min(nats / NATS_PER_WORD, MOST_ERRORS),
-        )
-        for codes, (heard, nats) in zip(drawn, ear.read(drawn, text), strict=True)
-    ]
 
 
 def _asked(row: Row) -> tuple[list[dict[str, Any]], str | None, str | None]:

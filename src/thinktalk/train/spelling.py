@@ -1,15 +1,13 @@
-"""Codec ids of speech in, the letters that are said out: a loss, a stage, and an ear for pairs.
+"""Codec ids of speech in, the letters that are said out: a loss for the tokenizer, and a stage.
 
 The tokenizer's stage reads its own codes, so that they keep what tells words apart. A reader that
-is trained afterwards on the finished codes judges replies without rendering them, and in fractions
-of a word. Shapes: B clips of N codes, L quantised dimensions.
+is trained afterwards on the finished codes judges replies (ears.py).
+Shapes: B clips of N codes, L quantised dimensions.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from thinktalk.config import SpeechTokenizerConfig
@@ -25,7 +23,6 @@ from thinktalk.eval.metrics import normalise
 from thinktalk.model.speech_tokenizer import ConvNeXtBlock, SpeechTokenizer
 from thinktalk.train.streams import Stream
 from thinktalk.train.trainer import Task, to_device
-from thinktalk.train.voice import load_speech_encoder
 
 LONGEST_FRAMES = 1000  # of a clip that is read
 NUM_TEST_CLIPS = 32
@@ -116,31 +113,6 @@ class ReaderTask(Task):
         return reading_batch(self.tokenizer, codes, [row["text"] for _, row in clips])
 
 
-@dataclass(frozen=True)
-class CodeEar:
-    """Judges replies by their codec ids alone; see candidates.Ear."""
-
-    tokenizer: SpeechTokenizer
-    reader: Reader
-
-    def spell(self, text: str) -> str:
-        return normalise(text)
-
-    @torch.no_grad()
-    def read(self, takes: Sequence[Sequence[int]], text: str) -> list[tuple[str, float]]:
-        """What each take says, letter by letter, and how far it is from the text, in nats; inf
-        where it is too short to say it."""
-        codes = [np.array(take, np.int64) for take in takes]
-        batch = reading_batch(self.tokenizer, codes, [text] * len(takes))
-        scores = self.reader(batch["quantised"])
-        nats = self.reader.losses(batch["quantised"], batch).tolist()
-        needed = int(batch["num_letters"][0])
-        return [
-            (_written(each[: len(take)]), far if len(take) >= needed else math.inf)
-            for each, take, far in zip(scores, takes, nats, strict=True)
-        ]
-
-
 def new_reader(config: SpeechTokenizerConfig) -> Reader:
     """As the stage `reader` trains it."""
     return Reader(config, layers=READER_LAYERS, kernel=READER_KERNEL)
@@ -185,26 +157,7 @@ def spelled(text: str) -> list[int]:
     return [byte + 1 for byte in normalise(text).encode()]
 
 
-def _written(scores: Tensor) -> str:
-    """The most likely letters of a clip [N,257], repeats and blanks removed."""
-    classes = scores.argmax(-1).unique_consecutive().tolist()
-    return bytes(c - 1 for c in classes if c).decode(errors="ignore")
-
-
 def save_reader(reader: Reader, folder: Path) -> None:
     """Beside the speech encoder whose codes it reads."""
     tensors = {name: weight.detach().contiguous() for name, weight in reader.state_dict().items()}
     save_file(tensors, folder / READER_FILE)
-
-
-def load_code_ear(folder: Path) -> CodeEar:
-    """The ear of a checkpoint. Raises ValueError where it has none."""
-    tokenizer = load_speech_encoder(folder)
-    if not (folder / READER_FILE).exists():
-        raise ValueError(
-            f"{folder} has no {READER_FILE}, so nobody reads its codes; train one by `thinktalk "
-            "train reader`, or choose another recogniser"
-        )
-    reader = new_reader(tokenizer.config)
-    reader.load_state_dict(load_file(folder / READER_FILE))
-    return CodeEar(tokenizer, reader.eval())

@@ -43,17 +43,19 @@ def takes(
         where = positions.to(device)[:, None].expand(3, rows, num_tokens)
         return talker(tracks, positions=where, cache=cache, plan=plan)[:, -1]
 
-    seen = opening_codec_ids(config, device=device).repeat(rows, 1)
-    usable = usable_codec_ids(
-        config, num_codes=omni.config.token2wav_config.dit_config.num_embeds, device=device
-    )
+    num_codes = omni.config.token2wav_config.dit_config.num_embeds
+    # to sort thousands of ids that may not be said would take most of the time
+    usable = usable_codec_ids(config, num_codes=num_codes, device=device).nonzero()[:, 0]
+    seen = opening_codec_ids(config, device=device)[usable].repeat(rows, 1)
     found: list[list[int]] = [[] for _ in seeds]
     speaking = set(range(rows))
     hidden = step(tracks.expand(rows, -1, -1), positions, start=0)
     for number in range(max_codec_ids):
         uniform = torch.tensor([draw(seed, "speech", number) for seed in seeds], device=device)
-        tokens = choose(talker.logits(hidden), sampling, seen=seen, usable=usable, uniform=uniform)
-        seen.scatter_(1, tokens[:, None], True)
+        logits = talker.logits(hidden)[:, usable]
+        chosen = choose(logits, sampling, seen=seen, uniform=uniform)
+        seen.scatter_(1, chosen[:, None], True)
+        tokens = usable[chosen]
         ids = tokens.tolist()
         speaking = {take for take in speaking if ids[take] not in config.stop_ids}
         for take in speaking:
