@@ -25,7 +25,7 @@ from thinktalk.live.engine import Engine
 from thinktalk.media.chat import SPEECH_SYSTEM_PROMPT
 from thinktalk.serve import command as serve_command
 from thinktalk.serve.fetch import Remote
-from thinktalk.train import assemble, command, plot, recipe, tuning
+from thinktalk.train import assemble, command, lessons, plot, recipe, tuning
 
 ROOT = Path(__file__).parents[1]
 QUESTION = str(ROOT / "examples" / "question.wav")
@@ -47,7 +47,7 @@ def test_help_without_torch(command: str) -> None:
 
 def test_spelled_out_names() -> None:
     """--help lists, without importing them, what the code has."""
-    assert command.SPARK_STAGES.keys() == recipe.STAGES.keys()
+    assert command.SPARK_STAGES.keys() == {**recipe.STAGES, **lessons.lessons()}.keys()
     assert command.COURSES.keys() == tuning.COURSES.keys()
     assert eval_command.SUITES == eval_run.SUITES
     assert tuple(eval_run.groups()) == eval_command.GROUPS

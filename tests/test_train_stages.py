@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 import thinktalk
@@ -18,27 +19,34 @@ from thinktalk.media.mel import voice_mel
 from thinktalk.media.tokenizer import Tokenizer
 from thinktalk.model.speech_tokenizer import SpeechTokenizer
 from thinktalk.playroom import dataset
-from thinktalk.train import recipe, spark, streams
-from thinktalk.train.assemble import adopt, assemble, write_companions
+from thinktalk.train import candidates, lessons, recipe, spark, streams
+from thinktalk.train.assemble import adopt, assemble, finish, write_companions
 from thinktalk.train.checkpoint import best_weights
 from thinktalk.train.conversations import IGNORED
 from thinktalk.train.journal import curve
 from thinktalk.train.packing import talker_rows
 from thinktalk.train.speaking import spread_unused
+from thinktalk.train.spelling import READER_FILE
 from thinktalk.train.streams import codec_ids, open_streams
 from thinktalk.train.trainer import Stage, train
-from thinktalk.train.voice import REF_MEL_FRAMES, load_speech_encoder, voice_print
+from thinktalk.train.voice import (
+    ENCODER_FILE,
+    REF_MEL_FRAMES,
+    load_speech_encoder,
+    voice_print,
+)
 
 SENTENCES = (
     "the red bird is happy.", "three plus four is seven.", "the opposite of hot is cold.",
     "two, three, four, five, six.", "the capital of france is paris.", "you said: a big horse.",
 )  # fmt: skip
 STEPS = {
-    "tokenizer": 30, "vocoder": 4, "typed": 20, "align": 12, "thinker": 16, "dit": 30, "talker": 30,
+    "tokenizer": 30, "vocoder": 4, "typed": 20, "align": 12, "thinker": 16, "seeing": 16,
+    "dit": 30, "talker": 30,
 }  # fmt: skip
 FIGURES = {
     "tokenizer": "mel", "vocoder": "spectra", "typed": "text", "align": "words",
-    "thinker": "text", "dit": "velocity", "talker": "codec",
+    "thinker": "text", "seeing": "words", "dit": "velocity", "talker": "codec",
 }  # fmt: skip
 
 
@@ -100,21 +108,60 @@ def test_the_loss_falls(run: Path, name: str) -> None:
     assert all(np.isfinite(losses))
 
 
-def test_the_result_is_a_checkpoint_that_answers(run: Path, data: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def base(run: Path, data: Path) -> Path:
+    """What the stages make together."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(spark, "spark_config", small_config)
-        assemble(run, open_streams(data / recipe.REPLIES), tmp_path)
-    model = thinktalk.load(tmp_path)
+        assemble(run, open_streams(data / recipe.REPLIES), run / lessons.BASE)
+    return run / lessons.BASE
+
+
+def test_the_result_is_a_checkpoint_that_answers(run: Path, data: Path, base: Path) -> None:
+    model = thinktalk.load(base)
     assert list(model.voices) == ["Chelsie", "Ethan"]
     answer = thinktalk.generate(model, ["hello."], max_text_tokens=5, max_codec_ids=13)
     assert len(answer.audio) == 480 * len(answer.codec_ids)
     stream = open_streams(data / recipe.REPLIES)[0]
     original = SpeechTokenizer(spark.SPEECH_TOKENIZER).eval()
     adopt(original, run / "tokenizer", prefix="tokenizer.")
-    same = codec_ids(stream, load_speech_encoder(tmp_path)) == codec_ids(stream, original)
+    same = codec_ids(stream, load_speech_encoder(base)) == codec_ids(stream, original)
     assert same.mean() > 0.98
     stored = best_weights(run / "thinker")["thinker.lm_head.weight"]
-    assert torch.equal(model.omni.thinker.lm_head.weight, stored.bfloat16().float())
+    assert torch.equal(model.omni.thinker.lm_head.weight, stored)
+
+
+def test_the_lessons_follow_one_another_to_the_shipped_form(
+    run: Path, data: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows, every lesson for two steps, the model's own pairs among them; stopped and continued."""
+    few = {"steps": 2, "warmup_steps": 1, "batch_size": 2}
+    short = {name: replace(one, changes=few) for name, one in lessons.lessons().items()}
+    monkeypatch.setattr(lessons, "lessons", lambda: short)
+    sets = {"cases": {"num_cases": 6, "speak": False}, "replies": {"num_cases": 8}}
+    sets["prompts"] = lessons.SETS["prompts"] | {"num_cases": 4}
+    monkeypatch.setattr(
+        lessons, "SETS", {n: {"seed": 1, "workers": 1} | o for n, o in sets.items()}
+    )
+    monkeypatch.setattr(lessons, "SAMPLES", 4)
+    monkeypatch.setattr(candidates, "SPARE_IDS", 60)
+    monkeypatch.setattr(candidates, "LEAST_GAP", 0.01)
+    lessons.make_sets(data)
+    assert not lessons.learn("omni", data=data, run=run, minutes=0)
+    for name in short:
+        assert lessons.learn(name, data=data, run=run), name
+    finish(lessons.last(run), tmp_path / "spark")
+    model = thinktalk.load(tmp_path / "spark")
+    answer = thinktalk.generate(model, ["hello."], max_text_tokens=5, max_codec_ids=13)
+    assert len(answer.audio) == 480 * len(answer.codec_ids)
+    assert {path.name for path in (tmp_path / "spark").iterdir()} >= {ENCODER_FILE, "config.json"}
+    assert not (tmp_path / "spark" / READER_FILE).exists()
+    before, after = (load_file(f / "model.safetensors") for f in (base, tmp_path / "spark"))
+    assert all(tensor.dtype == torch.bfloat16 for tensor in after.values())
+    learned = {
+        name.split(".")[0] for name in before if (before[name].bfloat16() != after[name]).any()
+    }
+    assert learned == {"thinker", "talker"}
 
 
 def test_a_checkpoint_without_an_encoder_says_so(tmp_path: Path) -> None:

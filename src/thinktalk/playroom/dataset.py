@@ -39,6 +39,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from thinktalk.media.chat import SPEECH_SYSTEM_PROMPT
 from thinktalk.media.encode import encode
 from thinktalk.playroom import cases, speech, talk
 from thinktalk.playroom.cases import Clip, Row, hear, to_int16
@@ -133,7 +134,8 @@ def make(
     """Writes the first `num_cases` cases of a split as a training set; a larger number later adds.
 
     tasks: only these, in turn; else all, mixed. asked: see `cases.make`. speak: whether replies
-    are synthesised, which takes most of the time; else "speech" is null. Raises ValueError for
+    are synthesised, which takes most of the time; else "speech" is null, and every second train
+    row has the system prompt of speech. Raises ValueError for
     unknown tasks, where `out` holds another set, and where files cannot be written: what is
     finished is kept, then.
     """
@@ -194,11 +196,20 @@ def _write_shard(shard: int, *, out: Path, counts: list[int], order: Row) -> Non
             voices=order["voices"],
         )
         row = example.row()
+        if order["split"] == "train" and not order["speak"] and number % 2:
+            _as_when_spoken(row)
         for name, content in _media_files(example, row, number=number, speak=order["speak"]):
             (unfinished / name).write_bytes(content)
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     (unfinished / "rows.jsonl").write_text("".join(lines), encoding="utf-8")
     unfinished.rename(folder)
+
+
+def _as_when_spoken(row: Row) -> None:
+    """The row under the system prompt of speech, unless it has another. Rows with speech get it
+    where they are read; a model that answers aloud and in writing must be trained under both."""
+    if row["messages"][0]["role"] != "system":
+        row["messages"].insert(0, {"role": "system", "content": SPEECH_SYSTEM_PROMPT})
 
 
 def _media_files(

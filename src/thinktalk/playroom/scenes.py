@@ -48,9 +48,11 @@ MARGIN = 2  # between a shape and the border
 SMOOTH = 4  # shapes are drawn so much larger and then made smaller: edges without steps
 
 
-def shape_picture(rng: np.random.Generator, *, colour: str, shape: str, split: Split) -> Pixels:
-    """One shape somewhere."""
-    canvas, value = _canvas(rng, colour)
+def shape_picture(
+    rng: np.random.Generator, *, colour: str, shape: str, split: Split, most: int = MOST_SIDE
+) -> Pixels:
+    """One shape somewhere. most: longest side of the picture."""
+    canvas, value = _canvas(rng, colour, most=most)
     height, width, _ = canvas.shape
     form = turned(outline(rng, shape, split=split), rng.uniform(-TURN, TURN))
     size = rng.uniform(LEAST_SHARE, MOST_SHARE) * min(height, width)
@@ -126,9 +128,11 @@ def plain(ground: Floats, *, height: int, width: int) -> Pixels:
     return np.tile(np.round(ground).astype(np.uint8), (height, width, 1))
 
 
-def sides(rng: np.random.Generator, *, least: int = LEAST_SIDE) -> tuple[int, int]:
+def sides(
+    rng: np.random.Generator, *, least: int = LEAST_SIDE, most: int = MOST_SIDE
+) -> tuple[int, int]:
     """(height, width): square, or every second time any two sides."""
-    height, width = (int(n) for n in rng.integers(least, MOST_SIDE + 1, 2))
+    height, width = (int(n) for n in rng.integers(least, most + 1, 2))
     return (height, height) if rng.random() < 0.5 else (height, width)
 
 
@@ -243,11 +247,15 @@ def finish(rng: np.random.Generator, canvas: Pixels, *, split: Split) -> Pixels:
 
 
 def _canvas(
-    rng: np.random.Generator, colour: str, *, side: tuple[int, int] | None = None
+    rng: np.random.Generator,
+    colour: str,
+    *,
+    side: tuple[int, int] | None = None,
+    most: int = MOST_SIDE,
 ) -> tuple[Pixels, Floats]:
     """An empty picture and the shade that will stand on it."""
     value = colour_value(rng, colour)
-    height, width = side or sides(rng)
+    height, width = side or sides(rng, most=most)
     return plain(ground_value(rng, [value]), height=height, width=width), value
 
 

@@ -65,8 +65,11 @@ def digit_of(number: int) -> int:
     return int(_digits()[1][number])
 
 
-def digit_picture(rng: np.random.Generator, *, number: int, split: Split) -> Pixels:
-    """One handwritten digit on a plain ground: ink alone, or with the paper it was written on."""
+def digit_picture(
+    rng: np.random.Generator, *, number: int, split: Split, most: int = MOST_SIDE
+) -> Pixels:
+    """One handwritten digit on a plain ground: ink alone, or with the paper it was written on.
+    most: longest side of the picture."""
     ink = Image.fromarray(np.round(_digits()[0][number] * (255 / 16)).astype(np.uint8))
     side = round(rng.uniform(LEAST_DIGIT, MOST_DIGIT))
     resample = rng.choice([Image.Resampling.BILINEAR, Image.Resampling.BICUBIC])
@@ -74,7 +77,7 @@ def digit_picture(rng: np.random.Generator, *, number: int, split: Split) -> Pix
     if split == "train":
         ink = _written_differently(rng, ink)
     cover = np.asarray(ink, np.float32)[..., None] / 255
-    height, width = sides(rng)
+    height, width = sides(rng, most=most)
     value, ground = _ink_and_ground(rng)
     canvas = plain(ground, height=height, width=width)
     top, left = (int(rng.integers(0, n - side + 1)) for n in (height, width))

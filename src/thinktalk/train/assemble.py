@@ -1,5 +1,6 @@
 """Finished stages in, a complete folder in the official layout out."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from thinktalk.train.speaking import spread_unused
 from thinktalk.train.speech import VOICE_FRAMES
 from thinktalk.train.streams import Stream
 from thinktalk.train.vocabulary import train_bpe, write_tokenizer
-from thinktalk.train.voice import save_speech_encoder, voice_print
+from thinktalk.train.voice import ENCODER_FILE, save_speech_encoder, voice_print
 from thinktalk.weights import LoadedModel, Voice, listing, load, save, write_json
 
 NUM_VOCABULARY_CASES = 20_000
@@ -59,21 +60,29 @@ def write_companions(folder: Path) -> None:
 
 
 def assemble(run: Path, streams: list[Stream], out: Path) -> None:
-    """Writes the model that all stages in `run` trained, spark, to `out`, in bfloat16.
+    """Writes the model that all stages in `run` trained to `out`, in float32 so that no lesson
+    begins with what was rounded.
 
     run/text holds the files of `write_companions`. Raises ValueError for a stage that never ran.
     """
     omni = Omni(spark.spark_config())
-    adopt(omni.thinker, run / "thinker", prefix="thinker.")
+    adopt(omni.thinker, run / "seeing", prefix="thinker.")  # with the rest as `thinker` left it
     adopt(omni.talker, run / "talker", prefix="talker.")
     spread_unused(omni.talker, num_codes=omni.config.token2wav_config.dit_config.num_embeds)
     adopt(omni.token2wav.code2wav_dit_model, run / "dit")
     adopt(omni.token2wav.code2wav_bigvgan_model, run / "vocoder")
-    model = LoadedModel(omni.eval(), voices(streams), run / "text")
-    save(model, out, dtype=torch.bfloat16, token2wav_dtype=torch.bfloat16)
     tokenizer = SpeechTokenizer(spark.SPEECH_TOKENIZER)
     adopt(tokenizer, run / "tokenizer", prefix="tokenizer.")
+    out.mkdir(parents=True, exist_ok=True)
     save_speech_encoder(tokenizer, out)
+    save(LoadedModel(omni.eval(), voices(streams), run / "text"), out)
+
+
+def finish(model: Path, out: Path) -> None:
+    """Writes a checkpoint as spark is shipped: in bfloat16, with its speech encoder."""
+    out.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(model / ENCODER_FILE, out / ENCODER_FILE)
+    save(load(model), out, dtype=torch.bfloat16, token2wav_dtype=torch.bfloat16)
 
 
 def export(

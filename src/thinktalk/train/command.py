@@ -28,15 +28,26 @@ COURSES = {
     "talker-dpo": "the Talker on pairs of better and worse replies (`train pairs` makes them)",
     "talker-voice": "the Talker on several speakers",
 }
-# The stages of train.recipe: what they learn, and the finished stages that they build on.
+# The stages of train.recipe and train.lessons: what they learn, and what must be finished before.
 SPARK_STAGES = {
     "tokenizer": ("speech tokenizer: mel to codec ids and back", ()),
     "typed": ("the Thinker's text decoder: typed questions", ()),
     "align": ("audio encoder: recordings towards the embeddings of their words", ("typed",)),
     "thinker": ("the whole Thinker: typed and spoken questions to text", ("align",)),
+    "seeing": ("vision encoder: pictures towards the embeddings of their names", ("thinker",)),
     "dit": ("DiT: codec ids and a voice to mel", ("tokenizer",)),
     "talker": ("Talker: answers to codec ids", ("tokenizer", "thinker")),
     "vocoder": ("vocoder: mel to wave", ()),
+    "omni": (
+        "the whole Thinker on rows of all tasks",
+        ("seeing", "talker", "dit", "vocoder"),
+    ),
+    "long": ("the same on rows packed to 8 192 tokens", ("omni",)),
+    "sft": ("the same, slower", ("long",)),
+    "reader": ("letters from codec ids, to rank replies by", ("sft",)),
+    "speaking": ("the Talker behind what the Thinker has become", ("reader",)),
+    "dpo": ("the Talker on pairs of its own replies", ("speaking",)),
+    "voices": ("the Talker, both voices alike", ("dpo",)),
 }
 TRAINING = """\
 A stage trains the checkpoint given by --model on the rows given by --data, and writes the complete

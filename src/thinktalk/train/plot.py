@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from thinktalk.train.journal import curve
+from thinktalk.train.lessons import lessons
 from thinktalk.train.recipe import STAGES
 
 TEST = "test_"  # how figures on held-out data begin
@@ -17,19 +18,20 @@ NOT_DRAWN = {"step", "seconds", "loss", "gradient", "skipped", "test_codes_used"
 PANEL_INCHES = (9.0, 3.2)
 
 # figure -> step -> value
-# figure -> step -> value
 Curves = dict[str, dict[int, float]]
 
 
 def plot(run: Path, *, out: Path) -> None:
     """Draws every stage of the run that has a log. Raises ValueError where there is none."""
-    names = [name for name in STAGES if (run / name / "log.jsonl").exists()]
+    folders = {name: run / name for name in STAGES}
+    folders |= {name: run / name / lesson.course for name, lesson in lessons().items()}
+    names = [name for name, folder in folders.items() if (folder / "log.jsonl").exists()]
     if not names:
         raise ValueError(f"{run} holds no stage with a log.jsonl; give the folder of a run")
     width, height = PANEL_INCHES
     figure = Figure(figsize=(width, height * len(names)), layout="constrained")
     for number, name in enumerate(names, 1):
-        draw(figure.add_subplot(len(names), 1, number), name, curves(curve(run / name)))
+        draw(figure.add_subplot(len(names), 1, number), name, curves(curve(folders[name])))
     try:
         figure.savefig(out, dpi=120)
     except (OSError, ValueError) as error:

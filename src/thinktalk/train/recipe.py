@@ -1,9 +1,9 @@
-"""The whole of spark from nothing: data, every stage, and the finished folder.
+"""The whole of spark from nothing: data, every stage and lesson, and the finished folder.
 
-A run folder holds one folder per stage (checkpoints, log.jsonl) and the tokenizer files in text/;
-the data folder holds the packed corpora of the playroom. Whatever is finished is not done again,
-and a stage continues where its last leg stopped. Under torchrun all processes train each stage
-together.
+A run folder holds one folder per stage (checkpoints, log.jsonl) and lesson (lessons.py), and the
+tokenizer files in text/; the data folder holds the packed corpora and the rows of the playroom.
+Whatever is finished is not done again, and a stage continues where its last leg stopped. Under
+torchrun all processes train each stage together.
 """
 
 import math
@@ -26,24 +26,26 @@ from thinktalk.model.talker import Talker
 from thinktalk.model.thinker import Thinker
 from thinktalk.parallel import join, leave
 from thinktalk.playroom import dataset
-from thinktalk.train import spark
+from thinktalk.train import lessons, spark
 from thinktalk.train.align import AlignTask, Recordings
-from thinktalk.train.assemble import adopt, assemble, write_companions
+from thinktalk.train.assemble import adopt, assemble, finish, write_companions
 from thinktalk.train.command import SPARK_STAGES
 from thinktalk.train.conversations import Dialogues
 from thinktalk.train.replies import ReplyTask
+from thinktalk.train.seeing import SeeingTask
 from thinktalk.train.speech import DiTTask, TokenizerTask, VocoderTask
 from thinktalk.train.streams import Stream, codec_ids, open_streams
 from thinktalk.train.thinker import ThinkerTask
 from thinktalk.train.trainer import Stage, Task, is_done, train
-from thinktalk.weights import usable_device
+from thinktalk.train.tuning import MODEL
+from thinktalk.weights import CONFIG, usable_device
 
 REPLIES, QUESTIONS, TEST_QUESTIONS = "replies_train", "questions_train", "questions_test_seen"
 NUM_REPLIES, NUM_QUESTIONS, NUM_TEST_QUESTIONS = 40_000, 14_000, 800
 DATA_SEED = 0
 # On CPUs two lanes run side by side, one thread each; a stage waits for what it builds on.
-LANES = (("tokenizer", "typed", "align", "thinker", "talker"), ("vocoder", "dit"))
-BUILDS_ON = {"dit": ("tokenizer",)}
+LANES = (("tokenizer", "typed", "align", "thinker", "talker"), ("vocoder", "dit", "seeing"))
+BUILDS_ON = {"dit": ("tokenizer",), "seeing": ("thinker",)}
 SPOKEN_SHARE = 0.6  # of the Thinker's batches
 POLL_S = 10
 # glibc gives large blocks back to the system after every step; to keep them saves 10 to 20 %
@@ -71,8 +73,11 @@ def train_spark(*, data: Path, run: Path, out: Path, device: str = "cpu") -> Non
     else:
         for name in STAGES:
             _run_stage(name, data=data, run=run, device=device, minutes=math.inf)
+    ranks.in_turn(lambda: _make_base(data, run))
+    for name in lessons.lessons():
+        lessons.learn(name, data=data, run=run, device=device)
     if ranks.is_first:
-        assemble(run, open_streams(data / REPLIES), out)
+        finish(lessons.last(run), out)
     leave()
 
 
@@ -83,33 +88,51 @@ def _prepare(data: Path, run: Path) -> None:
 
 
 def make_data(data: Path) -> None:
-    """The packed corpora of the playroom."""
+    """The packed corpora of the playroom, and the rows of the lessons."""
     replies = dataset.reply_sentences(seed=DATA_SEED, count=NUM_REPLIES)
     dataset.make_speech_corpus(data / REPLIES, replies)
     dataset.make_question_corpus(data / QUESTIONS, seed=DATA_SEED, num_cases=NUM_QUESTIONS)
     dataset.make_question_corpus(
         data / TEST_QUESTIONS, seed=DATA_SEED, num_cases=NUM_TEST_QUESTIONS, split="test"
     )
+    lessons.make_sets(data)
+
+
+def _make_base(data: Path, run: Path) -> None:
+    """What all stages made, as the checkpoint that the lessons begin with."""
+    base = run / lessons.BASE
+    if not (base / CONFIG).exists():
+        assemble(run, open_streams(data / REPLIES), base)
 
 
 def run_stage(
     name: str, *, data: Path, run: Path, device: str = "cpu", minutes: float = math.inf
 ) -> bool:
-    """Trains one stage of spark for at most `minutes`; True when the stage is done.
+    """Trains one stage or lesson of spark for at most `minutes`; True when it is done.
 
-    Raises ValueError where a stage that it builds on is not.
+    Raises ValueError where one that it builds on is not.
     """
-    if name not in STAGES:
-        raise ValueError(f"unknown stage {name!r}: choose one of {', '.join(STAGES)}")
+    if name not in SPARK_STAGES:
+        raise ValueError(f"unknown stage {name!r}: choose one of {', '.join(SPARK_STAGES)}")
     for earlier in SPARK_STAGES[name][1]:
-        if not is_done(run / earlier):
+        if not _is_done(run / earlier):
             raise ValueError(
                 f"stage {name} builds on {earlier}, which is not finished in {run}; train that "
                 "first"
             )
-    done = _run_stage(name, data=data, run=run, device=str(usable_device(device)), minutes=minutes)
+    device = str(usable_device(device))
+    if name in STAGES:
+        done = _run_stage(name, data=data, run=run, device=device, minutes=minutes)
+    else:
+        join(device).in_turn(lambda: _make_base(data, run))
+        done = lessons.learn(name, data=data, run=run, device=device, minutes=minutes)
     leave()
     return done
+
+
+def _is_done(folder: Path) -> bool:
+    """Of a stage, or of a lesson."""
+    return is_done(folder) or (folder / MODEL).exists()
 
 
 def _run_stage(name: str, *, data: Path, run: Path, device: str, minutes: float) -> bool:
@@ -174,6 +197,12 @@ def _thinker(stage: Path) -> Thinker:
     return thinker
 
 
+def _seeing_task(data: Path, run: Path) -> SeeingTask:
+    text = run / "text"
+    thinker = _thinker(run / "thinker")
+    return SeeingTask(thinker, Tokenizer.from_folder(text), Processor.from_folder(text))
+
+
 def _talker_task(data: Path, run: Path) -> ReplyTask:
     config = spark.spark_config()
     streams = open_streams(data / REPLIES)
@@ -209,6 +238,7 @@ STAGES: dict[str, tuple[Callable[[], Stage], Callable[[Path, Path], Task]]] = {
     "typed": (spark.typed, _typed_task),
     "align": (spark.align, _align_task),
     "thinker": (spark.thinker, _thinker_task),
+    "seeing": (spark.seeing, _seeing_task),
     "dit": (spark.dit, _dit_task),
     "talker": (spark.talker, _talker_task),
     "vocoder": (spark.vocoder, _vocoder_task),

@@ -54,12 +54,12 @@ def spark_config() -> OmniConfig:
             output_dim=256,
         ),
         vision_config=VisionConfig(
-            depth=3,
-            hidden_size=64,
-            intermediate_size=128,
+            depth=4,
+            hidden_size=80,
+            intermediate_size=160,
             num_heads=2,
             out_hidden_size=256,
-            fullatt_block_indexes=(2,),
+            fullatt_block_indexes=(2, 3),
         ),
         text_config=DecoderConfig(
             vocab_size=SPARK_VOCAB,
@@ -174,6 +174,13 @@ def align() -> Stage:
 def thinker() -> Stage:
     """Everything in the Thinker: typed and spoken questions."""
     return replace(typed(), name="thinker", steps=3000, ema=0.998)
+
+
+def seeing() -> Stage:
+    """The vision encoder alone, towards the names of what pictures show."""
+    return Stage(
+        "seeing", steps=20_000, learning_rate=2e-3, batch_size=32, weight_decay=0.01, ema=0.998
+    )
 
 
 def talker() -> Stage:

@@ -1,0 +1,121 @@
+"""What spark learns from rows, once it talks: by the stages that train any checkpoint.
+
+recipe.py makes RUN/base from nothing; every lesson takes the checkpoint of the one before. All may
+be interrupted anywhere, and the same call goes on.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from thinktalk.playroom import dataset
+from thinktalk.train.candidates import PAIRS, draw_pairs
+from thinktalk.train.ears import load_code_ear
+from thinktalk.train.shards import open_source
+from thinktalk.train.tuning import MODEL, train_on
+from thinktalk.weights import load
+
+BASE = "base"
+# Sets of rows, as `thinktalk train cases` makes them.
+SETS: dict[str, dict[str, Any]] = {
+    "cases": {"seed": 1, "num_cases": 40_000, "speak": False},
+    "replies": {"seed": 3, "num_cases": 20_000},
+    "prompts": {
+        "seed": 4,
+        "num_cases": 6_000,
+        "tasks": ("repeat", "pace", "add", "count", "opposite", "german", "capital"),
+        "asked": "typed",
+    },
+}
+PAIRS_SET = "pairs"  # is drawn by the model itself
+SAMPLES, PAIRS_OF_A_ROW = 10, 3
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """course: the stage, as tuning.py calls it. sets: of rows. changes: of the stage's numbers."""
+
+    course: str
+    sets: tuple[str, ...]
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+
+def lessons() -> dict[str, Lesson]:
+    """In their order, by the name of their folder."""
+    small = {"batch_tokens": 2048, "ema": 0.998, "warmup_steps": 200}
+    omni = Lesson("omni", ("cases",), small | {"steps": 12_000, "learning_rate": 7e-4})
+    return {
+        "omni": omni,
+        "long": Lesson(
+            "long",
+            ("cases",),
+            {"steps": 300, "learning_rate": 1e-4, "batch_tokens": 8192, "recompute": False},
+        ),
+        "sft": Lesson("sft", ("cases",), small | {"steps": 1000, "learning_rate": 1e-4}),
+        "reader": Lesson("reader", ("replies", "prompts")),
+        "speaking": Lesson(
+            "talker",
+            ("replies", "prompts"),
+            {"steps": 3000, "learning_rate": 4e-4, "batch_tokens": 4096, "deaf": 0.25},
+        ),
+        "dpo": Lesson(
+            "talker-dpo",
+            (PAIRS_SET,),
+            {"steps": 200, "learning_rate": 3e-5, "batch_tokens": 8192, "anchor": 0.1},
+        ),
+        "voices": Lesson(
+            "talker-voice", ("replies", "prompts"), {"steps": 100, "learning_rate": 1e-5}
+        ),
+    }
+
+
+def make_sets(data: Path) -> None:
+    """The rows of all lessons but those that the model makes itself."""
+    for name, order in SETS.items():
+        dataset.make(data / name, **order)
+
+
+def learn(
+    name: str, *, data: Path, run: Path, device: str = "cpu", minutes: float = math.inf
+) -> bool:
+    """One lesson for at most `minutes`; True when it is done and run/NAME/model is there."""
+    lesson, base = lessons()[name], before(name, run)
+    if lesson.sets == (PAIRS_SET,):
+        _draw_pairs(base, data=data, run=run, device=device)
+    sources = [run / PAIRS_SET / PAIRS if s == PAIRS_SET else data / s for s in lesson.sets]
+    return train_on(
+        lesson.course,
+        model=base,
+        data=sources,
+        out=run / name,
+        changes=lesson.changes,
+        device=device,
+        minutes=minutes,
+    )
+
+
+def before(name: str, run: Path) -> Path:
+    """The checkpoint that a lesson begins with."""
+    names = list(lessons())
+    number = names.index(name)
+    return run / names[number - 1] / MODEL if number else run / BASE
+
+
+def last(run: Path) -> Path:
+    """The checkpoint that has learned everything."""
+    return run / list(lessons())[-1] / MODEL
+
+
+def _draw_pairs(model: Path, *, data: Path, run: Path, device: str) -> None:
+    draw_pairs(
+        load(model, device=device, dtype=torch.float32),
+        open_source(data / "prompts"),
+        run / PAIRS_SET,
+        ear=load_code_ear(model),
+        samples=SAMPLES,
+        pairs=PAIRS_OF_A_ROW,
+    )
