@@ -117,8 +117,27 @@ def test_splits_are_disjoint_and_complete(task: str) -> None:
         for number in range(30):
             rng = np.random.default_rng(number)
             case = cases.draw(rng, split=split, task=task)
+            if split == "train" and case.shown[0] == senses.ANY_SOUND:
+                continue
             assert case.shown in senses.shown(split, task)
             assert case.key is None or talk.is_held_out(case.key) == (split == "test")
+
+
+def test_train_cases_also_count_sounds_of_several_kinds() -> None:
+    """So that no number belongs to a kind; tests never do."""
+    drawn = {
+        split: [senses.sample(np.random.default_rng(n), split=split, task="how often")
+                for n in range(200)]
+        for split in cases.SPLITS
+    }  # fmt: skip
+    several = [case for case in drawn["train"] if case.shown[0] == "sound"]
+    assert 50 < len(several) < 110 and all(case.key is None for case in several)
+    answers = {case.answer for case in several}
+    assert answers == {"you hear one sound."} | {
+        f"you hear {number} sounds." for number in ("two", "three", "four", "five", "six")
+    }
+    assert all("sounds" in case.question.lower() for case in several)
+    assert all(case.shown[0] != "sound" for case in drawn["test"])
 
 
 @pytest.fixture

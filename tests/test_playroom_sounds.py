@@ -1,6 +1,7 @@
 """The playroom's sounds, told apart and counted by what an ear would go by."""
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -153,6 +154,23 @@ def test_repeated_events_can_be_counted(
     level = np.convolve(loudness(wave, 160), np.ones(5) / 5, "same")
     top = level.max()
     assert len(rises(level, high=0.35 * top, low=0.25 * top)) == count
+
+
+@pytest.mark.parametrize("count", [1, 2, 6])
+def test_several_kinds_stand_in_one_recording(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds: list[str] = []
+    original = sounds.make
+
+    def make(sound: str, **options: Any) -> Samples:
+        kinds.append(sound)
+        return original(sound, **options)
+
+    monkeypatch.setattr(sounds, "make", make)
+    for seed in range(5):
+        kinds.clear()
+        wave = sounds.mixed(count=count, rng=np.random.default_rng(seed))
+        assert min(count, 2) <= len(kinds) == len(set(kinds)) <= count
+        assert set(kinds) <= set(COUNTED_SOUNDS) and len(wave) < 10 * HZ
 
 
 def test_recordings_differ_in_level_and_noise() -> None:

@@ -198,6 +198,8 @@ def recording(rng: np.random.Generator, case: Case) -> Samples:
     """What is heard in a case with a sound."""
     if case.task == "sound":
         return sounds.single(case.shown[0], rng=rng)
+    if case.shown[0] == senses.ANY_SOUND:
+        return sounds.mixed(count=NUMBERS.index(case.shown[1]), rng=rng)
     return sounds.repeated(case.shown[0], count=NUMBERS.index(case.shown[1]), rng=rng)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinktalk.playroom.speech import INPUT_HZ, reverberate
-from thinktalk.playroom.words import SOUNDS
+from thinktalk.playroom.words import COUNTED_SOUNDS, SOUNDS
 
 Samples = NDArray[np.float32]
 Wave = NDArray[np.float64]
@@ -62,13 +62,27 @@ def single(sound: str, *, rng: np.random.Generator) -> Samples:
 
 def repeated(sound: str, *, count: int, rng: np.random.Generator) -> Samples:
     """A recording of `count` events of one kind, as alike as a bell is to itself."""
-    event = make(sound, rng=rng, longest_s=LONGEST_COUNTED_S)
+    return _in_a_row([make(sound, rng=rng, longest_s=LONGEST_COUNTED_S)] * count, rng=rng)
+
+
+def mixed(*, count: int, rng: np.random.Generator) -> Samples:
+    """A recording of `count` events of several kinds; one has only one, of course."""
+    while True:
+        kinds = [str(kind) for kind in rng.choice(list(COUNTED_SOUNDS), size=count)]
+        if count == 1 or len(set(kinds)) > 1:
+            break
+    events = {kind: make(kind, rng=rng, longest_s=LONGEST_COUNTED_S) for kind in sorted(set(kinds))}
+    return _in_a_row([events[kind] for kind in kinds], rng=rng)
+
+
+def _in_a_row(events: Sequence[Samples], *, rng: np.random.Generator) -> Samples:
+    """A recording of the events, one after the other."""
     placed, now_s = [], float(rng.uniform(*AROUND_S))
     gap_s = float(rng.uniform(*GAP_S))
-    for _ in range(count):
+    for event in events:
         placed.append((now_s, event * np.float32(rng.uniform(0.75, 1.0))))
         now_s += len(event) / INPUT_HZ + max(gap_s * float(rng.uniform(0.8, 1.25)), GAP_S[0])
-    last_s = placed[-1][0] + len(event) / INPUT_HZ
+    last_s = placed[-1][0] + len(events[-1]) / INPUT_HZ
     return record(place(placed, seconds=last_s + float(rng.uniform(*AROUND_S))), rng=rng)
 
 
