@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from thinktalk.media import mel as media_mel
-from thinktalk.train.losses import flow_matching_pair, spectral_loss, voice_mel
+from thinktalk.train.losses import flow_matching_pair, side_by_side, spectral_loss, voice_mel
 
 
 def chirp(seconds: float = 0.5) -> np.ndarray:
@@ -43,3 +43,16 @@ def test_flow_matching_path_runs_straight_from_noise_to_mel() -> None:
     noisy, velocity = flow_matching_pair(mel, noise, torch.tensor([0.0, 0.25, 1.0]))
     assert noisy[:, 0, 0].tolist() == [1.0, 2.0, 5.0]
     assert velocity.unique().tolist() == [4.0]
+
+
+def test_side_by_side_is_padding_of_a_split() -> None:
+    rows = torch.randn(9, 5, requires_grad=True)
+    lengths = torch.tensor([4, 0, 3, 2])
+    theirs = torch.nn.utils.rnn.pad_sequence(list(rows.split(lengths.tolist())))
+    ours = side_by_side(rows, lengths)
+    assert torch.equal(ours, theirs)
+    weights = torch.randn(theirs.shape)
+    (gradient,) = torch.autograd.grad((ours * weights).sum(), rows)
+    (wanted,) = torch.autograd.grad((theirs * weights).sum(), rows)
+    assert torch.equal(gradient, wanted)
+    assert side_by_side(rows, lengths, fill=-1.0)[3, 2].eq(-1).all()
