@@ -118,8 +118,9 @@ def test_replies_alike_and_silent_ones_make_no_pair() -> None:
     assert not pairs_of(entry(0, 3, codes=[]))
     (pair,) = pairs_of(entry(1, 0, 3, codes=[1]), most=2)
     assert pair["errors"] == [0, 3]
-    found = pairs_of(entry(4, 0, 3, 1, 9, codes=[1]), most=5)
-    assert [pair["errors"] for pair in found] == [[0, 9], [1, 4]]
+    found = pairs_of(entry(4, 0, 3, 0, 9, codes=[1]), most=5)
+    assert [pair["errors"] for pair in found] == [[0, 9], [0, 4]]
+    assert not pairs_of(entry(1, 9, codes=[1]))  # nothing is right
 
 
 def test_rows_that_cannot_be_asked_are_told_and_left_out(

@@ -111,6 +111,7 @@ def test_pairs_without_sound(
     try:
         monkeypatch.setattr("thinktalk.train.candidates.SPARE_IDS", 30)
         monkeypatch.setattr("thinktalk.train.candidates.LEAST_GAP", 1e-4)
+        monkeypatch.setattr("thinktalk.train.candidates.MOST_OF_CHOSEN", 1e4)
         monkeypatch.setattr(ears, "render", None)  # nothing is rendered
         rows = [small_talk.coded("say it", "one two", [1], "Ethan")]
         ear = load_code_ear(model.folder)

@@ -146,6 +146,7 @@ def test_the_lessons_follow_one_another_to_the_shipped_form(
     monkeypatch.setattr(lessons, "SAMPLES", 4)
     monkeypatch.setattr(candidates, "SPARE_IDS", 60)
     monkeypatch.setattr(candidates, "LEAST_GAP", 0.01)
+    monkeypatch.setattr(candidates, "MOST_OF_CHOSEN", 1e4)
     lessons.make_sets(data)
     assert not lessons.learn("omni", data=data, run=run, minutes=0)
     for name in short:

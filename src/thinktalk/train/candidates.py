@@ -36,6 +36,7 @@ LOG = logging.getLogger(__name__)
 
 CANDIDATES, PAIRS, SUMMARY = "candidates.jsonl", "pairs.jsonl", "summary.json"
 LEAST_GAP = 1.0  # errors between the two replies of a pair
+MOST_OF_CHOSEN = 0.5  # errors of the better one: of two bad replies only bad ones are learned
 # A reply that is longer went astray: so many ids, and so many more for every letter (0.3 s).
 SPARE_IDS, IDS_PER_LETTER = 50, 15
 SEED_STEP = 1_000_003  # between the seeds of prompts
@@ -70,7 +71,7 @@ def draw_pairs(
     """Draws `samples` replies to each of the first `count` rows (all), and writes into `out`:
 
     candidates.jsonl: all of them with their errors; pairs.jsonl: the best and the worst reply of
-    each prompt, where they lie a word apart, and up to `pairs` - 1 more from the next best and the
+    each prompt, where they lie a word apart and the best is right, and up to `pairs` - 1 more from the next best and the
     next worst; summary.json, which is also returned: the word error rate and pause errors of all
     candidates, and how many pairs there are. Interrupted, the same call goes on. Rows whose reply
     is not spoken are counted and left out; those that cannot be used are told one by one. Raises
@@ -174,7 +175,7 @@ def summarise(entries: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 def pairs_of(entry: Mapping[str, Any], *, most: int = 1) -> list[dict[str, Any]]:
     """Rows with the best reply as chosen and the worst as rejected, then the next best and the next
-    worst, as long as they are not close.
+    worst, as long as the better one is right and the other is not close to it.
 
     Of equal ones the first counts: nothing but errors tells replies apart.
     """
@@ -183,7 +184,7 @@ def pairs_of(entry: Mapping[str, Any], *, most: int = 1) -> list[dict[str, Any]]
     worst = sorted(spoken, key=lambda c: -c.errors)
     rows = []
     for chosen, rejected in list(zip(best, worst, strict=False))[:most]:
-        if rejected.errors - chosen.errors < LEAST_GAP:
+        if rejected.errors - chosen.errors < LEAST_GAP or chosen.errors > MOST_OF_CHOSEN:
             break
         reply = {"role": "assistant", "content": entry["text"]}
         said = {"codes": chosen.codes, "speaker": entry["voice"]}
