@@ -71,11 +71,12 @@ def draw_pairs(
     """Draws `samples` replies to each of the first `count` rows (all), and writes into `out`:
 
     candidates.jsonl: all of them with their errors; pairs.jsonl: the best and the worst reply of
-    each prompt, where they lie a word apart and the best is right, and up to `pairs` - 1 more from the next best and the
-    next worst; summary.json, which is also returned: the word error rate and pause errors of all
-    candidates, and how many pairs there are. Interrupted, the same call goes on. Rows whose reply
-    is not spoken are counted and left out; those that cannot be used are told one by one. Raises
-    ValueError where none is left, or where `out` holds candidates that were drawn otherwise.
+    each prompt, where they lie a word apart and the best is right, and up to `pairs` - 1 more from
+    the next best and the next worst; summary.json, which is also returned: the word error rate and
+    pause errors of all candidates, and how many pairs there are. Interrupted, the same call goes
+    on. Rows whose reply is not spoken are counted and left out; those that cannot be used are told
+    one by one. Raises ValueError where none is left, or where `out` holds candidates that were
+    drawn otherwise.
     """
     if samples < 1:
         raise ValueError(f"samples is {samples}; a prompt needs at least 1 reply, a pair needs 2")
