@@ -26,6 +26,9 @@ from thinktalk.train.tuning import merge_adapter, train_on
 from thinktalk.train.voice import ENCODER_FILE, save_speech_encoder
 
 QUICK = {"warmup_steps": 1, "learning_rate": 3e-3, "bfloat16": False, "parts": 2, "steps": 4}
+# Adam divides by the size of the gradient: where that is rounding alone, a step may be anything up
+# to the learning rate. Real differences are of that size, rounding was seen to be 2 % of it.
+ROUNDING = 0.05 * QUICK["learning_rate"]
 LORA = Lora(r=2, alpha=4.0)
 MEDIA_ROWS = (
     {"messages": [["user", "<audio>what?"], ["assistant", "a bell"]], "audios": ["media/bell.wav"]},
@@ -130,9 +133,9 @@ def test_two_ranks_give_what_one_gives(
     on_ranks(on_one_of_two, base, rows, tmp_path)
     for one, two in ((whole, tmp_path / "all"), (additions, tmp_path / "additions")):
         ours, theirs = weights_of(two / "model"), weights_of(one / "model")
-        assert max((ours[n] - theirs[n]).abs().max().item() for n in ours) < 2e-5
+        assert max((ours[n] - theirs[n]).abs().max().item() for n in ours) < ROUNDING
     first, second = (best_weights(run / "sft") for run in (additions, tmp_path / "additions"))
-    assert max((first[n] - second[n]).abs().max().item() for n in first) < 2e-5
+    assert max((first[n] - second[n]).abs().max().item() for n in first) < ROUNDING
 
 
 # ---- additions
