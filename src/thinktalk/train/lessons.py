@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 
+from thinktalk.parallel import join
 from thinktalk.playroom import dataset
 from thinktalk.train.candidates import PAIRS, draw_pairs
 from thinktalk.train.ears import load_code_ear
 from thinktalk.train.shards import open_source
 from thinktalk.train.tuning import MODEL, train_on
-from thinktalk.weights import load
+from thinktalk.weights import load, usable_device
 
 BASE = "base"
 # Sets of rows, as `thinktalk train cases` makes them.
@@ -84,8 +85,9 @@ def learn(
 ) -> bool:
     """One lesson for at most `minutes`; True when it is done and run/NAME/model is there."""
     lesson, base = lessons()[name], before(name, run)
-    if lesson.sets == (PAIRS_SET,):
-        _draw_pairs(base, data=data, run=run, device=device)
+    if lesson.sets == (PAIRS_SET,):  # the first rank draws them, the others find them done
+        ranks = join(usable_device(device))
+        ranks.in_turn(lambda: _draw_pairs(base, data=data, run=run, device=device))
     sources = [run / PAIRS_SET / PAIRS if s == PAIRS_SET else data / s for s in lesson.sets]
     return train_on(
         lesson.course,
