@@ -26,7 +26,7 @@ from thinktalk.generate import render
 from thinktalk.media.encode import write_wav
 from thinktalk.media.mel import VOICE_HZ
 from thinktalk.model.speech_tokenizer import SpeechTokenizer
-from thinktalk.train.spelling import READER_FILE, Reader, new_reader, reading_batch
+from thinktalk.train.spelling import READER_FILE, Reader, letter_losses, new_reader, reading_batch
 from thinktalk.train.voice import load_speech_encoder
 from thinktalk.weights import LoadedModel
 
@@ -98,8 +98,8 @@ class CodeEar:
     ) -> list[Candidate]:
         codes = [np.array(take, np.int64) for take in takes]
         batch = reading_batch(self.tokenizer, codes, [text] * len(takes))
-        nats = self.reader.losses(batch["quantised"], batch).tolist()
         scores = self.reader(batch["quantised"])
+        nats = letter_losses(scores, batch).tolist()
         wanted, needed = self.spell(text).split(), int(batch["num_letters"][0])
         judged = []
         for take, each, far in zip(takes, scores, nats, strict=True):

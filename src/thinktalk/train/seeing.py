@@ -3,7 +3,7 @@
 As in align.py the text side stays frozen. Pictures are drawn anew for every batch: of 1 437
 handwritten digits and some hundred words in a few fonts an encoder of this size knows nothing
 until it has seen many renderings, and here one costs a tenth of what it costs with the decoder.
-Shapes: n tokens of B pictures, C width of the Thinker, V text tokens, W of them wanted.
+Shapes: n tokens of B pictures, V text tokens.
 """
 
 import math

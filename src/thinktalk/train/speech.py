@@ -19,7 +19,7 @@ from thinktalk.train.discriminators import (
     unmoved,
 )
 from thinktalk.train.losses import flow_matching_pair, spectral_loss, voice_mel
-from thinktalk.train.spelling import Reader, clips_to_read, spelled
+from thinktalk.train.spelling import Reader, clips_to_read, neighbours, spelled
 from thinktalk.train.streams import Stream
 from thinktalk.train.trainer import Task, to_device
 from thinktalk.train.voice import condition
@@ -90,10 +90,7 @@ class TokenizerTask(Task):
         if self.reader is None:
             starts = crop_starts(rng, self.streams, frames=self.FRAMES, grid=1, count=size)
             return self._crops(starts)
-        # neighbours in length share a batch, so that little is padding
-        pool = np.sort(rng.integers(len(self.clips), size=4 * size))
-        first = int(rng.integers(len(pool) - size + 1))
-        return self._whole([self.clips[i] for i in pool[first : first + size]])
+        return self._whole(neighbours(rng, self.clips, size))
 
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         mel, there = batch["mel"], batch["there"]

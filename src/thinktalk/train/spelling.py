@@ -60,16 +60,23 @@ class Reader(nn.Module):
         return self.losses(quantised, batch).sum() / len(batch["letters"])
 
     def losses(self, quantised: Tensor, batch: dict[str, Any]) -> Tensor:
-        """-log of the probability of each clip's letters: [B]. batch: letters, num_letters [B],
-        num_codes [B]."""
-        return F.ctc_loss(
-            self(quantised).log_softmax(-1).transpose(0, 1),
-            batch["letters"],
-            batch["num_codes"].cpu(),
-            batch["num_letters"].cpu(),
-            reduction="none",
-            zero_infinity=True,
-        )
+        """-log of the probability of each clip's letters: [B]."""
+        return letter_losses(self(quantised), batch)
+
+
+def letter_losses(scores: Tensor, batch: dict[str, Any]) -> Tensor:
+    """Scores [B,N,257] of a reader -> -log of the probability of each clip's letters: [B].
+
+    batch: letters, num_letters [B], num_codes [B], as reading_batch gives them.
+    """
+    return F.ctc_loss(
+        scores.log_softmax(-1).transpose(0, 1),
+        batch["letters"],
+        batch["num_codes"].cpu(),
+        batch["num_letters"].cpu(),
+        reduction="none",
+        zero_infinity=True,
+    )
 
 
 class ReaderTask(Task):
@@ -83,10 +90,7 @@ class ReaderTask(Task):
         self.clips, self.test_clips = clips_to_read(streams)
 
     def batch(self, rng: np.random.Generator, size: int) -> dict[str, Any]:
-        # neighbours in length share a batch, so that little is padding
-        pool = np.sort(rng.integers(len(self.clips), size=4 * size))
-        first = int(rng.integers(len(pool) - size + 1))
-        return self._coded([self.clips[i] for i in pool[first : first + size]])
+        return self._coded(neighbours(rng, self.clips, size))
 
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         letters = self.reader.loss(batch["quantised"], batch)
@@ -150,6 +154,13 @@ def clips_to_read(streams: list[Stream]) -> tuple[list[Clip], list[Clip]]:
         )
     train, test = (sorted(clips, key=lambda clip: clip[1]["frames"]) for clips in found)
     return train, test
+
+
+def neighbours(rng: np.random.Generator, clips: list[Clip], size: int) -> list[Clip]:
+    """Clips that share a batch: of nearly one length, so that little is padding. clips: sorted."""
+    pool = np.sort(rng.integers(len(clips), size=4 * size))
+    first = int(rng.integers(len(pool) - size + 1))
+    return [clips[i] for i in pool[first : first + size]]
 
 
 def spelled(text: str) -> list[int]:
