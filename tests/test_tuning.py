@@ -26,9 +26,6 @@ from thinktalk.train.tuning import merge_adapter, train_on
 from thinktalk.train.voice import ENCODER_FILE, save_speech_encoder
 
 QUICK = {"warmup_steps": 1, "learning_rate": 3e-3, "bfloat16": False, "parts": 2, "steps": 4}
-# Adam divides by the size of the gradient: where that is rounding alone, a step may be anything up
-# to the learning rate. Real differences are of that size, rounding was seen to be 2 % of it.
-ROUNDING = 0.05 * QUICK["learning_rate"]
 LORA = Lora(r=2, alpha=4.0)
 MEDIA_ROWS = (
     {"messages": [["user", "<audio>what?"], ["assistant", "a bell"]], "audios": ["media/bell.wav"]},
@@ -126,6 +123,13 @@ def on_one_of_two(base: Path, rows: Path, out: Path) -> None:
     sft(base, rows, out / "additions", lora=LORA)
 
 
+def assert_alike(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    """Adam divides by the size of the gradient: a gradient that is rounding alone still makes a
+    step. On an Intel Xeon one weight of all was seen to be 6e-5 apart (they move by up to 5e-3)."""
+    apart = torch.cat([(ours[name] - theirs[name]).abs().flatten().float() for name in ours])
+    assert (apart >= 2e-5).sum() <= 1 and apart.max() < 1e-4
+
+
 def test_two_ranks_give_what_one_gives(
     base: Path, rows: Path, whole: Path, additions: Path, tmp_path: Path
 ) -> None:
@@ -133,9 +137,9 @@ def test_two_ranks_give_what_one_gives(
     on_ranks(on_one_of_two, base, rows, tmp_path)
     for one, two in ((whole, tmp_path / "all"), (additions, tmp_path / "additions")):
         ours, theirs = weights_of(two / "model"), weights_of(one / "model")
-        assert max((ours[n] - theirs[n]).abs().max().item() for n in ours) < ROUNDING
+        assert_alike(ours, theirs)
     first, second = (best_weights(run / "sft") for run in (additions, tmp_path / "additions"))
-    assert max((first[n] - second[n]).abs().max().item() for n in first) < ROUNDING
+    assert_alike(first, second)
 
 
 # ---- additions
