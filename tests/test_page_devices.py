@@ -69,8 +69,7 @@ def test_microphone(page: Page, server: ScriptedServer) -> None:
     client = talk(page, server)
     other = choose(page, "microphone", 2)
     expect(page.locator("#talk")).to_have_text("Stop talking")
-    while len(labels(page, "heard")) < 2:
-        page.wait_for_timeout(50)
+    page.wait_for_function("heard.length === 2")
     first, second = labels(page, "heard")
     assert first != second == other
     assert page.evaluate("heard.map((track) => track.readyState)") == ["ended", "live"]
@@ -99,16 +98,18 @@ def test_microphone_that_is_gone(page: Page, server: ScriptedServer) -> None:
 
 def test_loudspeaker(page: Page, server: ScriptedServer) -> None:
     sinks = "contexts.filter((c) => c.sampleRate === 24000).map((c) => c.sinkId)"
+
+    def uses(device: str) -> None:
+        page.wait_for_function(f"(device) => String({sinks}) === device", arg=device)
+
     talk(page, server)
     assert page.evaluate(sinks) == [""]
     name = choose(page, "loudspeaker", 2)
     device = page.input_value("#loudspeaker")
-    while page.evaluate(sinks) != [device]:
-        page.wait_for_timeout(50)
+    uses(device)
     page.reload()
     talk(page, server)
-    while page.evaluate(sinks) != [device]:
-        page.wait_for_timeout(50)
+    uses(device)
     expect(page.locator("#loudspeaker option:checked")).to_have_text(name)
 
 
@@ -125,18 +126,16 @@ def test_cameras(page: Page) -> None:
     page.get_by_role("button", name="Camera", exact=True).click()
     flip = page.get_by_role("button", name="Switch camera")
     expect(flip).to_be_visible()
-    for count in (2, 3):
-        flip.click()
-        while len(labels(page, "seen")) < count:
-            page.wait_for_timeout(50)
+    flip.click()
+    flip.click()  # no click is lost while a camera opens
+    page.wait_for_function("seen.length === 3")
     first, second, third = labels(page, "seen")
     assert first == third != second
     assert page.evaluate("seen.map((track) => track.readyState)") == ["ended", "ended", "live"]
     assert page.evaluate("preview.srcObject.getVideoTracks()[0] === seen[2]")
     flip.click()
     expect(page.locator("#seen")).to_have_text("Camera on")
-    while len(labels(page, "seen")) < 4:
-        page.wait_for_timeout(50)
+    page.wait_for_function("seen.length === 4")
     page.get_by_role("button", name="Camera", exact=True).click()
     expect(flip).to_be_hidden()
     page.reload()

@@ -14,24 +14,17 @@ export class Camera {
     this.canvas = document.createElement("canvas");
     this.stream = null;
     this.source = null; // "camera", "screen" or null
-    this.opening = false;
   }
 
-  /** source: "camera" or "screen"; rejects with the browser's DOMException. */
+  /** source: "camera" or "screen"; rejects with the browser's DOMException. One at a time. */
   async open(source) {
-    if (this.opening) return;
-    this.opening = true;
     if (source === this.source) this.close(); // phones open one camera at a time
-    try {
-      const stream = await this.#ask(source);
-      this.close();
-      this.preview.srcObject = this.stream = stream;
-      this.source = source;
-      stream.getVideoTracks()[0].onended = () => this.stream === stream && this.#ended();
-      await this.preview.play();
-    } finally {
-      this.opening = false;
-    }
+    const stream = await this.#ask(source);
+    this.close();
+    this.preview.srcObject = this.stream = stream;
+    this.source = source;
+    stream.getVideoTracks()[0].onended = () => this.stream === stream && this.#ended();
+    await this.preview.play();
   }
 
   /** The id of the camera that is on. */

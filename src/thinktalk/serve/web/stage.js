@@ -7,7 +7,7 @@ export class Stage {
   /** at(id): an element of the page. devices: {camera}, the id of the one that was used last.
       on: begin(source), error(error, source), camera(id of the one that is used from now on). */
   constructor({ at, devices, on }) {
-    Object.assign(this, { at, devices, on });
+    Object.assign(this, { at, devices, on, turn: Promise.resolve() });
     this.camera = new Camera({
       preview: at("preview"),
       device: () => devices.camera,
@@ -19,7 +19,12 @@ export class Stage {
     at("flip").onclick = () => this.#try("camera", () => this.#flip());
   }
 
-  async #try(source, action) {
+  /** One after another: a click while a camera opens is meant for what comes of it. */
+  #try(source, action) {
+    this.turn = this.turn.then(() => this.#take(source, action));
+  }
+
+  async #take(source, action) {
     this.on.begin(source);
     try {
       await action();
@@ -36,6 +41,7 @@ export class Stage {
 
   /** Goes on with the next camera: one that looks the other way, if there is one. */
   async #flip() {
+    if (this.camera.source !== "camera") return; // it was turned off meanwhile
     const cameras = await offered("camera");
     const place = cameras.findIndex(({ deviceId }) => deviceId === this.camera.deviceId);
     const others = [...cameras.slice(place + 1), ...cameras.slice(0, Math.max(0, place))];
