@@ -1,5 +1,6 @@
 """Complete cases: questions and answers of the page, the split, purity, conversations."""
 
+import re
 from collections import Counter
 from typing import Any
 
@@ -117,27 +118,56 @@ def test_splits_are_disjoint_and_complete(task: str) -> None:
         for number in range(30):
             rng = np.random.default_rng(number)
             case = cases.draw(rng, split=split, task=task)
-            if split == "train" and case.shown[0] == senses.ANY_SOUND:
+            if split == "train" and case.key is None:
                 continue
             assert case.shown in senses.shown(split, task)
             assert case.key is None or talk.is_held_out(case.key) == (split == "test")
 
 
-def test_train_cases_also_count_sounds_of_several_kinds() -> None:
-    """So that no number belongs to a kind; tests never do."""
+NO_PARTNER = {
+    "shape": ("shape", r"i see an? (\w+) shape\."),
+    "look and talk": ("shape", r"it is (\w+)\."),
+    "colour": ("shape", r"the shape is (\w+)\."),
+    "where": ("shape", r"the shape is (.+)\."),
+    "how many": ("shape", r"there (?:is one shape|are \w+ shapes)\."),
+    "motion": ("shape", r"the shape (.+)\."),
+    "when": ("shape", r"the shape was (\w+)\."),
+    "how often": ("sound", r"you hear (?:one sound|\w+ sounds)\."),
+}
+
+
+@pytest.mark.parametrize("task", NO_PARTNER)
+def test_train_cases_also_show_what_belongs_to_nothing(task: str) -> None:
+    """So that a model does not learn which words never go together: those that are held out."""
+    name, answer = NO_PARTNER[task]
     drawn = {
-        split: [senses.sample(np.random.default_rng(n), split=split, task="how often")
-                for n in range(200)]
+        split: [senses.sample(np.random.default_rng(n), split=split, task=task) for n in range(200)]
         for split in cases.SPLITS
-    }  # fmt: skip
-    several = [case for case in drawn["train"] if case.shown[0] == "sound"]
-    assert 50 < len(several) < 110 and all(case.key is None for case in several)
-    answers = {case.answer for case in several}
-    assert answers == {"you hear one sound."} | {
-        f"you hear {number} sounds." for number in ("two", "three", "four", "five", "six")
     }
-    assert all("sounds" in case.question.lower() for case in several)
-    assert all(case.shown[0] != "sound" for case in drawn["test"])
+    nameless = [case for case in drawn["train"] if name in case.shown]
+    assert 35 < len(nameless) < 85 and all(case.key is None for case in nameless)
+    assert all(re.fullmatch(answer, case.answer) for case in nameless)
+    assert all(name not in case.shown for case in drawn["test"])
+    assert all(case.key is not None for case in drawn["test"])
+
+
+def test_train_cases_also_ask_for_the_order_of_two_of_three_sounds() -> None:
+    pairs = set()
+    for number in range(400):
+        case = senses.sample(np.random.default_rng(number), split="train", task="order")
+        asked = [s for s in case.shown if s in case.question.lower()]
+        assert len(asked) == 2
+        first = asked[0]
+        assert case.answer == f"the {first} came first."
+        if len(case.shown) == 3:
+            assert case.key is None
+            pairs.add(tuple(asked))
+    assert pairs & set(senses.shown("test", "order"))
+    example = make(seed=1, split="train", number=3, task="order")
+    assert all(
+        len(make(seed=1, split="test", number=n, task="order").case.shown) == 2 for n in range(5)
+    )
+    assert tuple(sound for _, sound in example.films[0].events) == example.case.shown
 
 
 @pytest.fixture

@@ -58,10 +58,8 @@ def when(seed: int, *, question: np.ndarray | None = None) -> Film:
 
 
 def order(seed: int, *, question: np.ndarray | None = None) -> Film:
-    first, second = SOUNDS[seed % 8], SOUNDS[(seed + 3) % 8]
-    return films.order_film(
-        rng_of(seed), first=first, second=second, split="test", question=question
-    )
+    heard = SOUNDS[seed % 8], SOUNDS[(seed + 3) % 8]
+    return films.order_film(rng_of(seed), heard=heard, split="test", question=question)
 
 
 @pytest.mark.parametrize("motion", MOTIONS)

@@ -61,6 +61,19 @@ def test_one_shape_has_its_colour_and_size(colour: str, shape: str) -> None:
     assert np.abs(ground - np.median(inside, 0)).max() >= 50
 
 
+def test_shapes_without_a_name_are_no_two_alike() -> None:
+    pictures = [
+        scenes.shape_picture(rng_of(n), colour="red", shape="shape", split="train")
+        for n in range(20)
+    ]
+    assert len({pixels.tobytes() for pixels in pictures}) == 20
+    for count in range(1, 10):
+        pixels = scenes.counted_picture(
+            rng_of(count), colour="red", shape="shape", count=count, split="test"
+        )
+        assert len(spots(pixels)[1]) == count
+
+
 def test_outlines_are_what_their_names_say() -> None:
     for shape in SHAPES:
         for number in range(20):

@@ -216,8 +216,8 @@ def film(
             return films.when_film(
                 rng, shape=shape, sound=sound, colour=colour, split=split, question=question
             )
-        case _, (first, second):
-            return films.order_film(rng, first=first, second=second, split=split, question=question)
+        case _, heard:
+            return films.order_film(rng, heard=heard, split=split, question=question)
     raise AssertionError(case)
 
 

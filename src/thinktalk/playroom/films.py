@@ -153,34 +153,33 @@ def when_film(
 def order_film(
     rng: np.random.Generator,
     *,
-    first: str,
-    second: str,
+    heard: Sequence[str],
     split: Split,
     question: Samples | None = None,
 ) -> Film:
-    """Two sounds one after the other, shapes that change in between."""
-    one, two = (sounds.make(sound, rng=rng, longest_s=ORDER_EVENT_S) for sound in (first, second))
-    one_s, two_s = len(one) / INPUT_HZ, len(two) / INPUT_HZ
+    """Two or more sounds one after the other, shapes that change in between."""
+    events = [sounds.make(sound, rng=rng, longest_s=ORDER_EVENT_S) for sound in heard]
+    lengths_s = [len(event) / INPUT_HZ for event in events]
+    between_s = BETWEEN_S * (len(events) - 1)
     asked_s = 0.0 if question is None else BETWEEN_S + len(question) / INPUT_HZ
-    rest_s = BEFORE_S + one_s + two_s + asked_s + AFTER_S
+    rest_s = BEFORE_S + sum(lengths_s) + asked_s + AFTER_S
     fps, count = _length(rng, EVENT_S, least_s=rest_s + STATE_S[1])
-    free_s = count / fps - rest_s - BETWEEN_S
+    free_s = count / fps - rest_s - between_s
     starts = _changes(rng, count, fps=fps)
     while True:
-        before_s, between_s = np.sort(rng.uniform(0, free_s, 2))
-        onsets = [BEFORE_S + before_s, BEFORE_S + one_s + BETWEEN_S + between_s]
-        if any(onsets[0] < start <= onsets[1] for start in starts):
+        onsets = BEFORE_S + np.sort(rng.uniform(0, free_s, len(events)))
+        onsets[1:] += np.cumsum(lengths_s[:-1]) + BETWEEN_S * np.arange(1, len(events))
+        if any(onsets[0] < start <= onsets[-1] for start in starts):
             break
     colours = _neighbours_differ(rng, COLOURS, len(starts))
     shapes = _neighbours_differ(rng, SHAPES, len(starts))
     states = tuple(zip(starts, colours, shapes, strict=True))
     frames = _stills(rng, states, count=count, fps=fps, split=split)
-    placed = [(float(onsets[0]), one), (float(onsets[1]), two)]
+    placed = list(zip(onsets.tolist(), events, strict=True))
     if question is not None:
-        placed.append((float(onsets[1]) + two_s + BETWEEN_S, _as_loud(rng, question)))
+        placed.append((placed[-1][0] + lengths_s[-1] + BETWEEN_S, _as_loud(rng, question)))
     track = sounds.record(sounds.place(placed, seconds=count / fps), rng=rng)
-    events = ((float(onsets[0]), first), (float(onsets[1]), second))
-    return Film(frames, fps, track, states, events)
+    return Film(frames, fps, track, states, tuple(zip(onsets.tolist(), heard, strict=True)))
 
 
 # ---- time

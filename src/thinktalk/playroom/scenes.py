@@ -140,7 +140,10 @@ def sides(
 
 
 def outline(rng: np.random.Generator, shape: str, *, split: Split) -> Floats:
-    """The corners [n,2] (x to the right, y down) of a shape around (0, 0), larger extent 1."""
+    """The corners [n,2] (x to the right, y down) of a shape around (0, 0), larger extent 1.
+
+    shape: its name, or "shape": one that has none.
+    """
     corners = _CORNERS[shape](rng)
     if shape == "cross" and split == "train" and rng.random() < 0.12:
         corners = turned(corners, 45)  # some draw it as an x
@@ -187,6 +190,16 @@ def _cross(rng: np.random.Generator) -> Floats:
     return np.concatenate([quarter @ turn for turn in turns])
 
 
+def _nameless(rng: np.random.Generator) -> Floats:
+    """Three to eight corners around the middle, no two of them at one distance; or an oval."""
+    if rng.random() < 0.2:
+        return _circle(rng) * (1, rng.uniform(0.5, 0.75))
+    count = int(rng.integers(3, 9))
+    angles = 2 * np.pi * (np.arange(count) + rng.uniform(-0.3, 0.3, count)) / count
+    radius = rng.uniform(0.5, 1.0, count)
+    return radius[:, None] * np.stack((np.cos(angles), np.sin(angles)), 1)
+
+
 _CORNERS = {
     "circle": _circle,
     "square": _square,
@@ -194,6 +207,7 @@ _CORNERS = {
     "star": _star,
     "heart": _heart,
     "cross": _cross,
+    "shape": _nameless,
 }
 
 

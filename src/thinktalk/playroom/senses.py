@@ -39,9 +39,10 @@ MEDIUM = {
     ("shape", "colour", "how many", "where", "digit", "read", "look and talk"), "image"
 )  # fmt: skip
 MOST_SHAPES, MOST_EVENTS = 9, 6
-# Train cases also count sounds of several kinds: with only some numbers to each kind a model learns
-# which numbers go with it, and never says those that are held out.
-ANY_SOUND, MIXED_SHARE = "sound", 0.4
+# What is held out has two or three parts, and a model learns which of them never go together in
+# training: blue things are no stars. So train cases also show what has no such partner: shapes
+# without a name, sounds of several kinds, three sounds in a row.
+ANY_SHAPE, ANY_SOUND, NO_PARTNER_SHARE = "shape", "sound", 0.3
 FOLLOW_UPS = {"its colour": "it is {colour}.", "its shape": "it is {shape}."}
 
 
@@ -56,8 +57,8 @@ def sample(rng: np.random.Generator, *, split: Split, task: str | None = None) -
     if task not in TASK_WEIGHTS:
         raise ValueError(f"unknown playroom task {task!r}: choose one of {', '.join(TASKS)}")
     options = shown(split, task)
-    if split == "train" and task == "how often" and rng.random() < MIXED_SHARE:
-        options = tuple((ANY_SOUND, number) for number in NUMBERS[1 : MOST_EVENTS + 1])
+    if split == "train" and task in _NO_PARTNER and rng.random() < NO_PARTNER_SHARE:
+        options = _NO_PARTNER[task]
     case = _ask(rng, task, options[rng.integers(len(options))], split)
     if split == "test":
         return case
@@ -80,7 +81,7 @@ def shown(split: Split, task: str) -> tuple[tuple[str, ...], ...]:
 
 def key(task: str, shown: tuple[str, ...]) -> str | None:
     """The key of the split rule; None for tasks whose facts stand in both splits."""
-    if shown[0] == ANY_SOUND:
+    if shown in _NO_PARTNER.get(task, ()):
         return None
     if task in ("shape", "colour", "look and talk"):
         task = "picture"
@@ -101,6 +102,15 @@ _NAMED: dict[str, Lists] = {
 }
 _KEYED: dict[str, Lists] = {task: tuple(product(*lists)) for task, lists in _NAMED.items()}
 _KEYED["order"] = tuple(permutations(SOUNDS, 2))
+_WITHOUT = {
+    SHAPES: (ANY_SHAPE,),
+    tuple(COUNTED_SOUNDS): (ANY_SOUND,),
+}
+_NO_PARTNER: dict[str, Lists] = {
+    task: tuple(product(*(_WITHOUT.get(words, words) for words in lists)))
+    for task, lists in _NAMED.items()
+}
+_NO_PARTNER["order"] = tuple(permutations(SOUNDS, 3))
 
 
 def _ask(rng: np.random.Generator, task: str, shown: tuple[str, ...], split: Split) -> Case:
@@ -116,8 +126,8 @@ def _ask(rng: np.random.Generator, task: str, shown: tuple[str, ...], split: Spl
         case "colour", (colour, shape):
             question, answer = phrase("colour", a=shape), f"the {shape} is {colour}."
         case "how many", (_, shape, number):
-            named = f"is one {shape}" if number == "one" else f"are {number} {PLURALS[shape]}"
-            question, answer = phrase("how many", a=PLURALS[shape]), f"there {named}."
+            named = f"is one {shape}" if number == "one" else f"are {number} {plural(shape)}"
+            question, answer = phrase("how many", a=plural(shape)), f"there {named}."
         case "where", (_, shape, place):
             question, answer = phrase("where", a=shape), f"the {shape} is {WHERE[place]}."
         case "digit", (number,):
@@ -138,7 +148,8 @@ def _ask(rng: np.random.Generator, task: str, shown: tuple[str, ...], split: Spl
             rang = "rang" if sound == "bell" else "sounded"
             question = phrase("when", a=shape, b=sound, c=rang)
             answer = f"the {shape} was {colour}."
-        case "order", (first, second):
+        case "order", sounds:
+            first, second = (sounds[n] for n in sorted(rng.permutation(len(sounds))[:2]))
             a, b = (first, second) if rng.random() < 0.5 else (second, first)
             question, answer = phrase("order", a=a, b=b), f"the {first} came first."
         case _:
@@ -149,13 +160,18 @@ def _ask(rng: np.random.Generator, task: str, shown: tuple[str, ...], split: Spl
 
 def _follow_up(rng: np.random.Generator, case: Case, split: Split) -> Case:
     """The case with a second question about the same picture."""
-    about = "its colour" if split == "test" or rng.random() < 0.7 else "its shape"
+    colour, shape = case.shown
+    of_colour = split == "test" or shape == ANY_SHAPE or rng.random() < 0.7
+    about = "its colour" if of_colour else "its shape"
     options = PHRASES[about] if split == "train" else PHRASES[about][:1]
     question = options[rng.integers(len(options))]
-    colour, shape = case.shown
     answer = with_articles(FOLLOW_UPS[about].format(colour=colour, shape=f"a {shape}").split())
     turns = (*case.turns, ("assistant", case.answer), ("user", question))
     return replace(case, turns=turns, answer=" ".join(answer))
+
+
+def plural(shape: str) -> str:
+    return PLURALS.get(shape, f"{shape}s")
 
 
 def seen(colour: str, shape: str) -> str:
