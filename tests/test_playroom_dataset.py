@@ -58,7 +58,7 @@ def test_training_set_is_what_the_cases_are(
 
 
 def test_trainer_reads_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speech, "ask", lambda text, **_: np.zeros(1600, np.float32))
+    monkeypatch.setattr(speech, "ask", lambda text, **_: np.full(1600, 0.1, np.float32))
     count = 2 * len(cases.TASKS)
     dataset.make(tmp_path, seed=1, num_cases=count, tasks=cases.TASKS, speak=False, workers=1)
     for raw in rows_of(tmp_path):
@@ -75,7 +75,7 @@ def test_trainer_reads_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_interrupted_training_set_is_completed_without_redoing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(speech, "ask", lambda text, **_: np.zeros(1600, np.float32))
+    monkeypatch.setattr(speech, "ask", lambda text, **_: np.full(1600, 0.1, np.float32))
     monkeypatch.setattr(dataset, "SHARD_CASES", 2)
     dataset.make(tmp_path, seed=5, num_cases=6, workers=1)
     before = files_of(tmp_path)
@@ -91,7 +91,7 @@ def test_interrupted_training_set_is_completed_without_redoing(
 def test_training_set_grows_and_does_not_mix(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(speech, "ask", lambda text, **_: np.zeros(1600, np.float32))
+    monkeypatch.setattr(speech, "ask", lambda text, **_: np.full(1600, 0.1, np.float32))
     monkeypatch.setattr(dataset, "SHARD_CASES", 2)
     dataset.make(tmp_path / "grown", seed=5, num_cases=3, workers=1)
     dataset.make(tmp_path / "grown", seed=5, num_cases=5, workers=1)
@@ -108,7 +108,7 @@ def test_training_set_grows_and_does_not_mix(
 def test_full_disk_is_told_and_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(speech, "ask", lambda text, **_: np.zeros(1600, np.float32))
+    monkeypatch.setattr(speech, "ask", lambda text, **_: np.full(1600, 0.1, np.float32))
     monkeypatch.setattr(dataset, "SHARD_CASES", 2)
     options = {"seed": 5, "num_cases": 6, "speak": False, "workers": 1}
     original, written = Path.write_bytes, []
