@@ -32,6 +32,8 @@ COLOUR_SPREAD = 18  # every channel, to both sides; the page allows 20
 GROUND_DISTANCE = 55  # of the ground from every colour on it, in some channel; the page asks 50
 LEAST_SIDE, MOST_SIDE = 112, 224
 LEAST_SHARE, MOST_SHARE = 0.2, 0.5  # size of a single shape, of the shorter side
+CLOSE_SHARES = (0.4, 0.95)  # the same in a picture of little else
+CLOSE_PLACED_SHARES = (0.3, 0.6)
 TURN = 20  # a shape is rotated at most so much, to both sides
 LEAST_COUNTED = 28  # counted shapes: the flattest, a triangle, is then at least 24 high
 COUNTED_GAP = 4  # between the boxes of counted shapes
@@ -49,13 +51,20 @@ SMOOTH = 4  # shapes are drawn so much larger and then made smaller: edges witho
 
 
 def shape_picture(
-    rng: np.random.Generator, *, colour: str, shape: str, split: Split, most: int = MOST_SIDE
+    rng: np.random.Generator,
+    *,
+    colour: str,
+    shape: str,
+    split: Split,
+    side: int | None = None,
+    close: bool = False,
 ) -> Pixels:
-    """One shape somewhere. most: longest side of the picture."""
-    canvas, value = _canvas(rng, colour, most=most)
+    """One shape somewhere. side: of the square picture, else any. close: it fills much of it."""
+    canvas, value = _canvas(rng, colour, side=(side, side) if side else None)
     height, width, _ = canvas.shape
     form = turned(outline(rng, shape, split=split), rng.uniform(-TURN, TURN))
-    size = rng.uniform(LEAST_SHARE, MOST_SHARE) * min(height, width)
+    shares = CLOSE_SHARES if close else (LEAST_SHARE, MOST_SHARE)
+    size = rng.uniform(*shares) * min(height, width)
     low, high = form.min(0) * size, form.max(0) * size
     while (room := np.array((width, height)) - (high - low) - 2 * MARGIN).min() < 0:
         size *= 0.95
@@ -84,16 +93,24 @@ def counted_picture(
 
 
 def placed_picture(
-    rng: np.random.Generator, *, colour: str, shape: str, place: str, split: Split
+    rng: np.random.Generator,
+    *,
+    colour: str,
+    shape: str,
+    place: str,
+    split: Split,
+    side: int | None = None,
+    close: bool = False,
 ) -> Pixels:
-    """One shape at one of the five places."""
+    """One shape at one of the five places; side and close as above."""
     assert place in PLACES, place
-    canvas, value = _canvas(rng, colour)
+    canvas, value = _canvas(rng, colour, side=(side, side) if side else None)
+    shares = CLOSE_PLACED_SHARES if close else (LEAST_SHARE, MOST_SHARE)
     height, width, _ = canvas.shape
     form = turned(outline(rng, shape, split=split), rng.uniform(-TURN, TURN))
     beyond = 0.04 * min(height, width) if split == "train" and rng.random() < 0.2 else -MARGIN
     while True:
-        size = rng.uniform(LEAST_SHARE, MOST_SHARE) * min(height, width)
+        size = rng.uniform(*shares) * min(height, width)
         share = np.array(PLACE_CENTRES[place]) + rng.uniform(-PLACE_SPREAD, PLACE_SPREAD, 2)
         centre = share * (width, height)
         low, high = centre + form.min(0) * size, centre + form.max(0) * size
@@ -128,11 +145,9 @@ def plain(ground: Floats, *, height: int, width: int) -> Pixels:
     return np.tile(np.round(ground).astype(np.uint8), (height, width, 1))
 
 
-def sides(
-    rng: np.random.Generator, *, least: int = LEAST_SIDE, most: int = MOST_SIDE
-) -> tuple[int, int]:
+def sides(rng: np.random.Generator, *, least: int = LEAST_SIDE) -> tuple[int, int]:
     """(height, width): square, or every second time any two sides."""
-    height, width = (int(n) for n in rng.integers(least, most + 1, 2))
+    height, width = (int(n) for n in rng.integers(least, MOST_SIDE + 1, 2))
     return (height, height) if rng.random() < 0.5 else (height, width)
 
 
@@ -265,11 +280,10 @@ def _canvas(
     colour: str,
     *,
     side: tuple[int, int] | None = None,
-    most: int = MOST_SIDE,
 ) -> tuple[Pixels, Floats]:
     """An empty picture and the shade that will stand on it."""
     value = colour_value(rng, colour)
-    height, width = side or sides(rng, most=most)
+    height, width = side or sides(rng)
     return plain(ground_value(rng, [value]), height=height, width=width), value
 
 

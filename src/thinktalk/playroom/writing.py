@@ -30,6 +30,7 @@ from thinktalk.playroom.words import COLOURS
 TEST_EVERY = 5  # digits whose index is a multiple of it are for tests
 LEAST_DIGIT, MOST_DIGIT = 28, 112  # pixels a side
 LEAST_FONT, MOST_FONT = 14, 40  # pixels
+CLOSE_MARGIN = 16  # pixels in all around a word
 BRIGHTNESS = np.array((0.299, 0.587, 0.114))
 LEAST_CONTRAST = 80  # difference in brightness of ink and ground
 
@@ -66,18 +67,18 @@ def digit_of(number: int) -> int:
 
 
 def digit_picture(
-    rng: np.random.Generator, *, number: int, split: Split, most: int = MOST_SIDE
+    rng: np.random.Generator, *, number: int, split: Split, within: int | None = None
 ) -> Pixels:
     """One handwritten digit on a plain ground: ink alone, or with the paper it was written on.
-    most: longest side of the picture."""
+    within: side of the square picture, else any."""
     ink = Image.fromarray(np.round(_digits()[0][number] * (255 / 16)).astype(np.uint8))
-    side = round(rng.uniform(LEAST_DIGIT, MOST_DIGIT))
+    side = round(rng.uniform(LEAST_DIGIT, min(MOST_DIGIT, within or MOST_DIGIT)))
     resample = rng.choice([Image.Resampling.BILINEAR, Image.Resampling.BICUBIC])
     ink = ink.resize((side, side), Image.Resampling(int(resample)))
     if split == "train":
         ink = _written_differently(rng, ink)
     cover = np.asarray(ink, np.float32)[..., None] / 255
-    height, width = sides(rng, most=most)
+    height, width = (within, within) if within else sides(rng)
     value, ground = _ink_and_ground(rng)
     canvas = plain(ground, height=height, width=width)
     top, left = (int(rng.integers(0, n - side + 1)) for n in (height, width))
@@ -111,8 +112,10 @@ def _digits() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
 # ---- words
 
 
-def word_picture(rng: np.random.Generator, *, word: str, split: Split) -> Pixels:
-    """One printed word; in the split's fonts."""
+def word_picture(
+    rng: np.random.Generator, *, word: str, split: Split, close: bool = False
+) -> Pixels:
+    """One printed word; in the split's fonts. close: little around it."""
     names = TEST_FONTS if split == "test" else TRAIN_FONTS
     if not word.isascii():
         names = tuple(name for name in names if not name.startswith("cm"))  # they lack ä ö ü ß
@@ -124,6 +127,8 @@ def word_picture(rng: np.random.Generator, *, word: str, split: Split) -> Pixels
     while (box := _font(name, size).getbbox(word))[2] - box[0] > MOST_SIDE - 8:
         size -= 1
     left, top, right, bottom = (round(n) for n in box)
+    if close:
+        height, width = (side + CLOSE_MARGIN for side in (bottom - top, right - left))
     width = max(width, right - left + 8)
     value, ground = _ink_and_ground(rng)
     if split == "train" and rng.random() < 0.15:

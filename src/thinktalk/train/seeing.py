@@ -20,13 +20,17 @@ from thinktalk.model.thinker import Thinker
 from thinktalk.playroom import cases, scenes, senses, writing
 from thinktalk.playroom.scenes import Pixels
 from thinktalk.playroom.talk import Case, Split
-from thinktalk.playroom.words import NUMBERS, PLURALS
+from thinktalk.playroom.words import NUMBERS
 from thinktalk.train.losses import side_by_side
 from thinktalk.train.trainer import Task, to_device
 
-# Shares of the pictures. Where something is, the encoder cannot tell: its positions are relative.
-TASK_SHARES = {"shape": 0.3, "digit": 0.3, "how many": 0.2, "read": 0.2}
-SMALL_SIDE = 112  # one window of the encoder: a picture of one thing need not be larger
+# Shares of the pictures. Of "where" it learns what is there (the place it cannot tell, for its
+# positions are relative): so it sees the colours and shapes that no picture of "shape" brings
+# together.
+TASK_SHARES = {"shape": 0.1, "where": 0.1, "digit": 0.35, "how many": 0.15, "read": 0.3}
+# A picture of one thing need not be larger than a window of the encoder, and most are small: what
+# fills four tokens costs a quarter of what lies somewhere among sixteen.
+WINDOW_SIDE, CLOSE_SIDE, CLOSE_SHARE = 112, 56, 0.8
 NUM_TEST_PICTURES = 48  # of every task
 
 
@@ -93,13 +97,23 @@ class SeeingTask(Task):
 
 
 def _picture(rng: np.random.Generator, case: Case, split: Split) -> Pixels:
-    match case.task, case.shown, split:
-        case "shape", (colour, shape), "train":
+    if split == "test":
+        return cases.picture(rng, case, split)
+    close = rng.random() < CLOSE_SHARE
+    side = CLOSE_SIDE if close else WINDOW_SIDE
+    match case.task, case.shown:
+        case "shape", (colour, shape):
             return scenes.shape_picture(
-                rng, colour=colour, shape=shape, split=split, most=SMALL_SIDE
+                rng, colour=colour, shape=shape, split=split, side=side, close=close
             )
-        case "digit", (number,), "train":
-            return writing.digit_picture(rng, number=int(number), split=split, most=SMALL_SIDE)
+        case "where", (colour, shape, place):
+            return scenes.placed_picture(
+                rng, colour=colour, shape=shape, place=place, split=split, side=side, close=close
+            )
+        case "digit", (number,):
+            return writing.digit_picture(rng, number=int(number), split=split, within=side)
+        case "read", (word,):
+            return writing.word_picture(rng, word=word, split=split, close=close)
     return cases.picture(rng, case, split)
 
 
@@ -109,6 +123,8 @@ def described(case: Case) -> str:
         case "digit", (number,):
             return f" {NUMBERS[writing.digit_of(int(number))]}"
         case "how many", (colour, shape, number):
-            return f" {number} {colour} {shape if number == NUMBERS[1] else PLURALS[shape]}"
+            return f" {number} {colour} {shape if number == NUMBERS[1] else senses.plural(shape)}"
+        case "where", (colour, shape, _):
+            return f" {colour} {shape}"
         case _, shown:
             return "".join(f" {word}" for word in shown)

@@ -179,7 +179,7 @@ def thinker() -> Stage:
 def seeing() -> Stage:
     """The vision encoder alone, towards the names of what pictures show."""
     return Stage(
-        "seeing", steps=20_000, learning_rate=2e-3, batch_size=32, weight_decay=0.01, ema=0.998
+        "seeing", steps=20_000, learning_rate=2e-3, batch_size=64, weight_decay=0.01, ema=0.998
     )
 
 
