@@ -86,16 +86,14 @@ def test_a_picture_counts_as_right_if_its_words_come_first(
     assert learner.evaluate() == {"digit": 0.75}
 
 
-def test_pictures_to_learn_from_are_no_larger_than_they_need_to_be(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_most_pictures_to_learn_from_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
     learner = task()
     for name in ("shape", "where", "digit"):
         monkeypatch.setattr(seeing, "TASK_SHARES", {name: 1.0})
         grids = learner.batch(np.random.default_rng(0), 40)["grids"].tolist()
-        sides = {(height, width) for _, height, width in grids}
-        assert sides == {(4, 4), (8, 8)}  # patches of 14 pixels
-        assert 24 < sum(grid == [1, 4, 4] for grid in grids) < 40
+        others = [grid for grid in grids if grid != [1, 4, 4]]  # patches of 14 pixels
+        assert 4 < len(others) < 20
+        assert all(min(height, width) >= 8 for _, height, width in others)
     monkeypatch.setattr(seeing, "TASK_SHARES", {"read": 1.0})
     grids = learner.batch(np.random.default_rng(0), 40)["grids"]
-    assert (grids[:, 1] <= 6).float().mean() > 0.7
+    assert 0.5 < (grids[:, 1] <= 6).float().mean() < 0.9

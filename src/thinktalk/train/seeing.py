@@ -28,9 +28,9 @@ from thinktalk.train.trainer import Task, to_device
 # positions are relative): so it sees the colours and shapes that no picture of "shape" brings
 # together.
 TASK_SHARES = {"shape": 0.1, "where": 0.1, "digit": 0.35, "how many": 0.15, "read": 0.3}
-# A picture of one thing need not be larger than a window of the encoder, and most are small: what
-# fills four tokens costs a quarter of what lies somewhere among sixteen.
-WINDOW_SIDE, CLOSE_SIDE, CLOSE_SHARE = 112, 56, 0.8
+# Most pictures of one thing are small: what fills four tokens costs a tenth of what lies somewhere
+# among forty. The others teach it to put together what lies in several windows of the encoder.
+CLOSE_SIDE, CLOSE_SHARE = 56, 0.7
 NUM_TEST_PICTURES = 48  # of every task
 
 
@@ -100,7 +100,7 @@ def _picture(rng: np.random.Generator, case: Case, split: Split) -> Pixels:
     if split == "test":
         return cases.picture(rng, case, split)
     close = rng.random() < CLOSE_SHARE
-    side = CLOSE_SIDE if close else WINDOW_SIDE
+    side = CLOSE_SIDE if close else None
     match case.task, case.shown:
         case "shape", (colour, shape):
             return scenes.shape_picture(
