@@ -30,7 +30,7 @@ from thinktalk.playroom.words import COLOURS
 TEST_EVERY = 5  # digits whose index is a multiple of it are for tests
 LEAST_DIGIT, MOST_DIGIT = 28, 112  # pixels a side
 LEAST_FONT, MOST_FONT = 14, 40  # pixels
-CLOSE_MARGIN = 16  # pixels in all around a word
+CLOSE_SIDE = 56  # pixels: the least side of a picture of a word and little else
 BRIGHTNESS = np.array((0.299, 0.587, 0.114))
 LEAST_CONTRAST = 80  # difference in brightness of ink and ground
 
@@ -128,7 +128,7 @@ def word_picture(
         size -= 1
     left, top, right, bottom = (round(n) for n in box)
     if close:
-        height, width = (side + CLOSE_MARGIN for side in (bottom - top, right - left))
+        height, width = (max(CLOSE_SIDE, n + 16) for n in (bottom - top, right - left))
     width = max(width, right - left + 8)
     value, ground = _ink_and_ground(rng)
     if split == "train" and rng.random() < 0.15:

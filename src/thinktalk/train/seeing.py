@@ -7,6 +7,7 @@ Shapes: n tokens of B pictures, V text tokens.
 """
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,10 +28,11 @@ from thinktalk.train.trainer import Task, to_device
 # Shares of the pictures. Of "where" it learns what is there (the place it cannot tell, for its
 # positions are relative): so it sees the colours and shapes that no picture of "shape" brings
 # together.
-TASK_SHARES = {"shape": 0.1, "where": 0.1, "digit": 0.35, "how many": 0.15, "read": 0.3}
+TASK_SHARES = {"shape": 0.15, "where": 0.15, "digit": 0.35, "how many": 0.25, "read": 0.1}
 # Most pictures of one thing are small: what fills four tokens costs a tenth of what lies somewhere
 # among forty. The others teach it to put together what lies in several windows of the encoder.
 CLOSE_SIDE, CLOSE_SHARE = 56, 0.7
+PIECES = (1, 1, 1, 2, 2, 3)  # letters of a word that stand alone in most of the small pictures
 NUM_TEST_PICTURES = 48  # of every task
 
 
@@ -86,6 +88,8 @@ class SeeingTask(Task):
 
     def _pictures(self, rng: np.random.Generator, tasks: list[str], split: Split) -> dict[str, Any]:
         asked = [senses.sample(rng, split=split, task=task) for task in tasks]
+        if split == "train":
+            asked = [_piece(rng, case) if case.task == "read" else case for case in asked]
         seen = [patches(_picture(rng, case, split), processor=self.processor) for case in asked]
         names = [named(case) for case in asked]
         words = [[i for name in each for i in self.tokenizer.encode(name)] for each in names]
@@ -95,6 +99,15 @@ class SeeingTask(Task):
             "words": torch.tensor([word for each in words for word in each]),
             "pictures": torch.tensor([n for n, each in enumerate(words) for _ in each]),
         }
+
+
+def _piece(rng: np.random.Generator, case: Case) -> Case:
+    """A few letters of the word: alone they are learned as digits are, in words they never were."""
+    (word,) = case.shown
+    if rng.random() >= CLOSE_SHARE:
+        return case
+    start = rng.integers(len(word))
+    return replace(case, shown=(word[start : start + rng.choice(PIECES)],))
 
 
 def _picture(rng: np.random.Generator, case: Case, split: Split) -> Pixels:
@@ -114,7 +127,7 @@ def _picture(rng: np.random.Generator, case: Case, split: Split) -> Pixels:
         case "digit", (number,):
             return writing.digit_picture(rng, number=int(number), split=split, within=side)
         case "read", (word,):
-            return writing.word_picture(rng, word=word, split=split, close=close)
+            return writing.word_picture(rng, word=word, split=split, close=True)
     return cases.picture(rng, case, split)
 
 
