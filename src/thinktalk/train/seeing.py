@@ -127,7 +127,7 @@ def _picture(rng: np.random.Generator, case: Case, split: Split) -> Pixels:
         case "digit", (number,):
             return writing.digit_picture(rng, number=int(number), split=split, within=side)
         case "read", (word,):
-            return writing.word_picture(rng, word=word, split=split, close=True)
+            return writing.word_picture(rng, word=word, split=split, close=close)
     return cases.picture(rng, case, split)
 
 
