@@ -287,6 +287,45 @@ def test_small_video_joins_the_talk(page: Page, server: ScriptedServer) -> None:
     assert item["content"] == [{"type": "input_video", "video_url": {"url": url}}]
 
 
+def test_spoken_question_about_files(page: Page, server: ScriptedServer) -> None:
+    """They are shown when the user begins to speak, and stand before what is said."""
+    client = talk(page, server)
+    picture = io.BytesIO()
+    Image.new("RGB", (60, 40), "red").save(picture, "PNG")
+    red = FilePayload(name="red.png", mimeType="image/png", buffer=picture.getvalue())
+    page.set_input_files("#files", red)
+    expect(page.locator("#tray li")).to_have_text(re.compile("red.png"))
+    client.user_speaks("item_question")
+    item = client.expect("conversation.item.create")["item"]
+    assert item["role"] == "user" and [p["type"] for p in item["content"]] == ["input_image"]
+    expect(page.locator("#tray li")).to_have_count(0)
+    expect(page.locator("#history .user")).to_have_count(2)
+    assert page.locator("#history .user").first.locator("img").count() == 1
+
+
+def test_files_that_are_too_large_to_talk_about_stay(page: Page, server: ScriptedServer) -> None:
+    client = talk(page, server)
+    page.evaluate(DROP, ["long.mp4", "video/mp4", 12_000_000])
+    expect(page.locator("#tray li")).to_have_text(re.compile("long.mp4"))
+    client.user_speaks("item_question")
+    expect(page.locator("#notices")).to_have_text(re.compile("too large to talk about"))
+    expect(page.locator("#tray li")).to_have_count(1)
+
+
+def test_files_go_with_what_is_said_while_the_button_is_held(
+    page: Page, server: ScriptedServer
+) -> None:
+    page.select_option("#turns", "held")
+    client = talk(page, server)
+    page.evaluate(DROP, ["film.mp4", "video/mp4", 10])
+    expect(page.locator("#tray li")).to_have_text(re.compile("film.mp4"))
+    page.locator("#talk").hover()
+    page.mouse.down()
+    item = client.expect("conversation.item.create")["item"]
+    assert [part["type"] for part in item["content"]] == ["input_video"]
+    page.mouse.up()
+
+
 def test_long_video_goes_over_chat(page: Page, server: ScriptedServer) -> None:
     """It is asked about with streamed text and sound, and the talk is told of it."""
     client = talk(page, server)

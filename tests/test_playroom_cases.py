@@ -250,20 +250,27 @@ def test_look_and_talk_shows_the_picture_once() -> None:
     assert example.case.answer == f"it is {colour}."
 
 
+def shows(message: dict[str, Any]) -> bool:
+    return message["role"] == "user" and message["content"][0]["type"] == "image"
+
+
 @pytest.mark.usefixtures("quick")
 def test_training_conversations_are_longer_and_keep_the_picture_in_place() -> None:
-    lengths = Counter()
+    lengths, beforehand = Counter(), 0
     for number in range(150):
         example = make(seed=5, split="train", number=number, task="look and talk")
         roles = [message["role"] for message in example.messages]
-        assert roles == ["user", "assistant"] * (len(roles) // 2) + ["user"]
-        lengths[len(roles)] += 1
-        asked = [m for m in example.messages if m["role"] == "user"]
-        holds = [n for n, m in enumerate(asked) if m["content"][0]["type"] == "image"]
+        turns = [role for n, role in enumerate(roles) if n == 0 or role != roles[n - 1]]
+        assert turns == ["user", "assistant"] * (len(turns) // 2) + ["user"]
+        lengths[len(turns)] += 1
+        beforehand += len(roles) - len(turns)
+        holds = [n for n, m in enumerate(example.messages) if shows(m)]
         assert len(holds) == 1
-        answer = example.messages[2 * holds[0] + 1]["content"]
+        replies = (m["content"] for m in example.messages[holds[0] :] if m["role"] == "assistant")
+        answer = next(replies)
         assert answer.startswith("i see a") and example.case.shown[0] in answer
     assert set(lengths) == {3, 5, 7} and lengths[3] > 100
+    assert 30 < beforehand < 60
     test = [make(seed=5, split="test", number=n, task="colour") for n in range(20)]
     assert all(len(example.messages) == 1 for example in test)
 

@@ -3,8 +3,9 @@
 A case is a pure function of these three (and of the task and the way of asking where they are
 given): what is asked, the picture, sound or film, and the voice each have a random generator of
 their own, so the same case may be asked typed and aloud. Train cases may stand in a longer
-conversation, what is heard may be one recording together with the question, there may be silence
-around it, and a spoken question may break off, to which the right reply is none.
+conversation, what is shown may be a message of its own, what is heard may be one recording together
+with the question, there may be silence around it, and a spoken question may break off, to which the
+right reply is none.
 """
 
 from dataclasses import dataclass, replace
@@ -38,6 +39,7 @@ SILENCE_S = (0.3, 2.0)
 HISS_DB = (-75, -45)  # level of that silence
 CUT_SHARE = 0.06  # of spoken train questions that can break off
 CUT_AT = (0.3, 0.7)  # of their length
+BEFOREHAND_SHARE = 0.3  # of train cases: media in a message of their own, as clients show them
 OVERHEARD_SHARE = 0.15  # of transcribe cases: questions and answers about media
 CHAT_SHARE = 0.2  # of train cases that stand in a longer conversation
 CHAT_TASKS = ("greet", "add", "subtract", "multiply", "opposite", "german", "capital", "count")
@@ -111,8 +113,12 @@ def make(
     shown: tuple[Film, ...] = ()
     if medium:
         part, shown = _media_part(rngs[1], case, split, question)
-        system = sum(message["role"] == "system" for message in messages)
-        messages[system + first]["content"].insert(0, part)
+        place = first + sum(message["role"] == "system" for message in messages)
+        asks = messages[place]["content"]
+        if split == "train" and asks and rngs[0].random() < BEFOREHAND_SHARE:
+            messages.insert(place, {"role": "user", "content": [part]})
+        else:
+            asks.insert(0, part)
     if split == "train":
         if asked == "spoken" and _may_break_off(case) and rngs[2].random() < CUT_SHARE:
             case = _broken_off(rngs[2], case, messages)

@@ -43,6 +43,7 @@ const conversation = new Conversation({
 const dialogue = new Dialogue({
   settings,
   camera,
+  tray,
   conversation,
   on: {
     state: connectionChanged,

@@ -4,13 +4,12 @@
 import { ask } from "./ask.js";
 import { Turn } from "./conversation.js";
 import { Ear } from "./ear.js";
-import { asItem, asMessage, isLarge, newId } from "./messages.js";
+import { asItem, asMessage, asSession, isLarge, newId } from "./messages.js";
 import { Microphone } from "./mic.js";
 import { Realtime } from "./realtime.js";
 import { Replies } from "./replies.js";
 import { encodePcm, toMs, toSamples } from "./sound.js";
 
-const FORMAT = { type: "audio/pcm", rate: 24000 };
 const FRAME_EVERY_MS = 500; // two pictures a second, as the model was trained
 const PREROLL_FRAMES = 10; // 200 ms: people speak while they press the button
 const SHORTEST_SPEECH_MS = 200;
@@ -20,13 +19,13 @@ const MOST_UNSENT_FRAMES = 500; // 10 s of what is said while there is no connec
 const HARMLESS_ERRORS = new Set(["response_cancel_not_active"]);
 
 /** settings: {voice, persona, turns: "automatic" | "judged" | "held", pauseMs, interrupt, key,
-    devices}.
+    devices}. tray: files for the next turn.
     on: what the page wants to know: state(state, detail), microphone(open), pressed(held),
     thinking(whether a reply was begun of which nothing is known yet), level(0..1),
     report(speaker's figures), latency(ms), notice(sentence). */
 export class Dialogue {
-  constructor({ settings, camera, conversation, on }) {
-    Object.assign(this, { settings, camera, conversation, on });
+  constructor({ settings, camera, tray, conversation, on }) {
+    Object.assign(this, { settings, camera, tray, conversation, on });
     this.microphone = new Microphone({
       device: () => settings.devices.microphone,
       onframe: (frame) => this.#hear(frame),
@@ -80,6 +79,7 @@ export class Dialogue {
     if (this.pressed) return;
     this.pressed = true;
     this.on.pressed(true);
+    this.#showFiles();
     this.realtime.send({ type: "input_audio_buffer.clear" });
     this.speechFromMs = toMs(this.sent);
     for (const frame of this.preroll.splice(0)) this.#send(frame);
@@ -117,6 +117,12 @@ export class Dialogue {
     this.realtime.send({ type: "response.create" });
   }
 
+  /** The tray's files, before what is being said about them. */
+  #showFiles() {
+    const parts = this.tray.takeAlong();
+    if (parts.length) this.#tell(this.conversation.place(new Turn(newId(), "user", { parts })));
+  }
+
   /** Silences the reply; the model forgets what was not heard. cancel: the server is still to be
       told (where it heard the user interrupt, it knows). */
   async interrupt({ cancel }) {
@@ -136,7 +142,8 @@ export class Dialogue {
     if (!this.realtime.isOpen) return;
     // A session keeps the voice that it began to speak with: go on in another.
     if (name === "voice" && this.spoke) return this.#renew();
-    this.realtime.send({ type: "session.update", session: this.#session() });
+    const session = asSession(this.settings, this.realtime.session.model);
+    this.realtime.send({ type: "session.update", session });
   }
 
   /** Forgets everything that was said. */
@@ -183,20 +190,6 @@ export class Dialogue {
     this.nextFrameMs = nowMs + FRAME_EVERY_MS;
   }
 
-  #session() {
-    const { voice, persona, turns, pauseMs, interrupt } = this.settings;
-    const rest = { create_response: true, interrupt_response: interrupt };
-    const detection = {
-      automatic: { type: "server_vad", silence_duration_ms: pauseMs, ...rest },
-      judged: { type: "semantic_vad", eagerness: "auto", ...rest },
-      held: null,
-    };
-    const transcription = { model: this.realtime.session.model };
-    const input = { format: FORMAT, turn_detection: detection[turns], transcription };
-    const output = { format: FORMAT, ...(voice && { voice }) };
-    return { type: "realtime", instructions: persona, audio: { input, output } };
-  }
-
   /** Puts a turn into the session that it does not know yet. */
   #tell(turn) {
     const item = asItem(turn);
@@ -236,6 +229,7 @@ export class Dialogue {
 
   #take(event) {
     if (this.stale.has(event.response_id)) return;
+    if (event.type === "input_audio_buffer.speech_started") this.#showFiles();
     const turn = this.conversation.apply(event);
     switch (event.type) {
       case "input_audio_buffer.speech_started":

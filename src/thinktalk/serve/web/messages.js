@@ -10,12 +10,27 @@ import { shownLength } from "./captions.js";
 import { LONGEST_EVENT } from "./realtime.js";
 import { encodeBytes, encodePcm, wavBytes } from "./sound.js";
 
+const FORMAT = { type: "audio/pcm", rate: 24000 };
 const MARGIN = 100_000; // for the words around the media
 
 /** Whether a turn is too large for one event of the socket. */
 export function isLarge(turn) {
   const characters = (part) => part.url?.length ?? (part.pcm ? (part.pcm.byteLength * 4) / 3 : 0);
   return turn.parts.reduce((sum, part) => sum + characters(part), 0) > LONGEST_EVENT - MARGIN;
+}
+
+/** The page's settings as a session of the Realtime API. model: whose words are the transcripts. */
+export function asSession({ voice, persona, turns, pauseMs, interrupt }, model) {
+  const rest = { create_response: true, interrupt_response: interrupt };
+  const detection = {
+    automatic: { type: "server_vad", silence_duration_ms: pauseMs, ...rest },
+    judged: { type: "semantic_vad", eagerness: "auto", ...rest },
+    held: null,
+  };
+  const transcription = { model };
+  const input = { format: FORMAT, turn_detection: detection[turns], transcription };
+  const output = { format: FORMAT, ...(voice && { voice }) };
+  return { type: "realtime", instructions: persona, audio: { input, output } };
 }
 
 /** A turn as an item of conversation.item.create; null if there is nothing to tell. */

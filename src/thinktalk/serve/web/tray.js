@@ -2,6 +2,7 @@
 
 import { jpeg } from "./camera.js";
 import { element } from "./element.js";
+import { isLarge } from "./messages.js";
 import { RATE_HZ, toPcm } from "./sound.js";
 
 const LONGEST_SIDE = 1792; // pixels of a picture that are sent
@@ -38,6 +39,13 @@ export class Tray {
     this.parts = [];
     this.#show();
     return parts;
+  }
+
+  /** What goes with what is being said; nothing where the talk cannot be shown so much at once. */
+  takeAlong() {
+    if (!isLarge(this)) return this.take();
+    this.onerror("Those files are too large to talk about. Write what you want to know.");
+    return [];
   }
 
   /** Puts parts back that could not be sent. */
