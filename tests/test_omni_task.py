@@ -197,6 +197,8 @@ def test_drift_is_the_change_of_what_the_talker_reads(
     assert 0.02 < moved <= 0.1  # embeddings, a part of what is read, stay
     again = Drift(thinker, dataset, kept=tmp_path)  # a later leg
     assert again.measure(thinker) == moved
+    fewer = Dataset([Listed(rows[:1])], maker)  # the data were exchanged: nothing to compare with
+    assert Drift(thinker, fewer, kept=tmp_path).measure(thinker) == 0
     (tmp_path / FILE).unlink()
     assert Drift(thinker, dataset, kept=tmp_path).measure(thinker) == 0
 

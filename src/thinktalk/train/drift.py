@@ -26,19 +26,29 @@ FILE = "states.safetensors"
 
 
 class Drift:
-    """kept: the folder of the run; what the first leg found there is what later ones go by."""
+    """kept: the folder of the run; what the first leg found there is what later ones go by, as long
+    as they read the same rows."""
 
     def __init__(self, thinker: Thinker, dataset: Dataset, *, kept: Path):
         self.batches = [_batch(dataset, row, thinker) for row in _rows(dataset)]
         path = kept / FILE
-        if not path.exists():
+        before = load_file(path) if path.exists() else {}
+        if not self._reads(before):
             with torch.no_grad():
-                states = {str(n): _states(thinker, b) for n, b in enumerate(self.batches)}
+                states = {f"states{n}": _states(thinker, b) for n, b in enumerate(self.batches)}
+            before = states | {f"ids{n}": b["ids"] for n, b in enumerate(self.batches)}
             part = path.with_suffix(".part")
-            save_file(states, part)
+            save_file(before, part)
             part.replace(path)
-        before = load_file(path)
-        self.before = [before[str(number)] for number in range(len(self.batches))]
+        self.before = [before[f"states{number}"] for number in range(len(self.batches))]
+
+    def _reads(self, before: dict[str, Tensor]) -> bool:
+        """Whether the kept states are those of these rows."""
+        wanted = {f"ids{n}": b["ids"] for n, b in enumerate(self.batches)}
+        found = {name: ids for name, ids in before.items() if name.startswith("ids")}
+        return found.keys() == wanted.keys() and all(
+            torch.equal(ids, found[name]) for name, ids in wanted.items()
+        )
 
     @torch.no_grad()
     def measure(self, thinker: Thinker) -> float:
