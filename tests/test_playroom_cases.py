@@ -125,8 +125,6 @@ def test_splits_are_disjoint_and_complete(task: str) -> None:
 
 
 NO_PARTNER = {
-    "shape": ("shape", r"i see an? (\w+) shape\."),
-    "look and talk": ("shape", r"it is (\w+)\."),
     "colour": ("shape", r"the shape is (\w+)\."),
     "where": ("shape", r"the shape is (.+)\."),
     "how many": ("shape", r"there (?:is one shape|are \w+ shapes)\."),
@@ -149,6 +147,31 @@ def test_train_cases_also_show_what_belongs_to_nothing(task: str) -> None:
     assert all(re.fullmatch(answer, case.answer) for case in nameless)
     assert all(name not in case.shown for case in drawn["test"])
     assert all(case.key is not None for case in drawn["test"])
+
+
+@pytest.mark.parametrize(
+    ("task", "answer"),
+    [
+        ("how many", r"i see (?!one)\w+ (\w+) \w+s\."),
+        ("where", r"an? (\w+ \w+) is (?:on|at|in) the \w+\."),
+        ("motion", r"an? (\w+ \w+) (?:moves|grows|shrinks|stays)( \w+)?\."),
+    ],
+)
+def test_train_cases_also_ask_the_other_way_round(task: str, answer: str) -> None:
+    """So that an answer names every colour with every shape, held-out ones too."""
+    drawn = {
+        split: [senses.sample(np.random.default_rng(n), split=split, task=task) for n in range(400)]
+        for split in cases.SPLITS
+    }
+    found = [case for case in drawn["train"] if re.fullmatch(answer, case.answer)]
+    assert 50 < len(found) < 120
+    assert all(case.key in senses_keys(task) for case in found)
+    assert {case.shown[:2] for case in found} & set(senses.shown("test", "shape"))
+    assert not any(re.fullmatch(answer, case.answer) for case in drawn["test"])
+
+
+def senses_keys(task: str) -> set[str | None]:
+    return {senses.key(task, words) for words in senses.shown("train", task)}
 
 
 def test_train_cases_also_ask_for_the_order_of_two_of_three_sounds() -> None:

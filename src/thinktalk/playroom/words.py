@@ -161,6 +161,8 @@ PHRASES = {
         "which sound came first, the {a} or the {b}?", "which was first, the {a} or the {b}?",
         "what did you hear first, the {a} or the {b}?",
     ),
+    "what there": ("what is {a}?", "what do you see {a}?", "tell me what is {a}."),  # train only
+    "what so": ("what {a}?", "what is it that {a}?", "tell me what {a}."),  # train only
     "its colour": (
         "what colour is it?", "which colour is it?", "what is its colour?",
         "and what colour is it?", "tell me its colour.",
