@@ -139,7 +139,7 @@ def test_the_lessons_follow_one_another_to_the_shipped_form(
     short = {name: replace(one, changes=few) for name, one in lessons.lessons().items()}
     monkeypatch.setattr(lessons, "lessons", lambda: short)
     sets = {"cases": {"num_cases": 6, "speak": False}, "replies": {"num_cases": 8}}
-    sets["prompts"] = lessons.SETS["prompts"] | {"num_cases": 4}
+    sets |= {name: lessons.SETS[name] | {"num_cases": 4} for name in ("sentences", "prompts")}
     monkeypatch.setattr(
         lessons, "SETS", {n: {"seed": 1, "workers": 1} | o for n, o in sets.items()}
     )

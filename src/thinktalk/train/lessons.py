@@ -25,11 +25,19 @@ BASE = "base"
 SETS: dict[str, dict[str, Any]] = {
     "cases": {"seed": 1, "num_cases": 40_000, "speak": False},
     "replies": {"seed": 3, "num_cases": 20_000},
-    "prompts": {
+    "sentences": {
         "seed": 4,
-        "num_cases": 6_000,
-        "tasks": ("repeat", "pace", "add", "count", "opposite", "german", "capital"),
+        "num_cases": 10_000,
+        "tasks": ("repeat", "pace"),
         "asked": "typed",
+    },
+    # What the Talker has not learned to say, to be said several times and ranked.
+    "prompts": {
+        "seed": 8,
+        "num_cases": 5_000,
+        "tasks": ("repeat", "pace"),
+        "asked": "typed",
+        "speak": False,
     },
 }
 PAIRS_SET = "pairs"  # is drawn by the model itself
@@ -57,19 +65,19 @@ def lessons() -> dict[str, Lesson]:
             {"steps": 300, "learning_rate": 1e-4, "batch_tokens": 8192, "recompute": False},
         ),
         "sft": Lesson("sft", ("cases",), small | {"steps": 1000, "learning_rate": 1e-4}),
-        "reader": Lesson("reader", ("replies", "prompts")),
+        "reader": Lesson("reader", ("replies", "sentences")),
         "speaking": Lesson(
             "talker",
-            ("replies", "prompts"),
+            ("replies", "sentences"),
             {"steps": 3000, "learning_rate": 4e-4, "batch_tokens": 4096, "deaf": 0.25},
         ),
         "dpo": Lesson(
             "talker-dpo",
             (PAIRS_SET,),
-            {"steps": 200, "learning_rate": 3e-5, "batch_tokens": 8192, "anchor": 0.1},
+            {"steps": 150, "learning_rate": 3e-5, "batch_tokens": 8192, "anchor": 2.0},
         ),
         "voices": Lesson(
-            "talker-voice", ("replies", "prompts"), {"steps": 100, "learning_rate": 1e-5}
+            "talker-voice", ("replies", "sentences"), {"steps": 100, "learning_rate": 1e-5}
         ),
     }
 
