@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import small_talk
 import torch
+from filelock import FileLock
 
 from thinktalk.eval.metrics import pause_errors, pauses
 from thinktalk.generate import Thought, load_tokenizer, talk
@@ -87,6 +88,12 @@ def test_an_interrupted_draw_goes_on_and_draws_the_same(model: LoadedModel, tmp_
     assert path.read_text() == (tmp_path / "whole" / "candidates.jsonl").read_text()
     with pytest.raises(ValueError, match="drawn from other rows or otherwise"):
         draw_pairs(model, open_source(ROWS), path.parent, ear=Ear(first), samples=2)
+
+
+def test_two_do_not_draw_into_one_folder(model: LoadedModel, tmp_path: Path) -> None:
+    ear = Ear(Listener("one two three"))
+    with FileLock(tmp_path / "lock"), pytest.raises(ValueError, match="somebody else draws"):
+        draw_pairs(model, open_source(ROWS), tmp_path, ear=ear, samples=2)
 
 
 def test_takes_side_by_side_are_those_of_generation(model: LoadedModel) -> None:

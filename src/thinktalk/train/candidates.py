@@ -13,11 +13,13 @@ import json
 import logging
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from thinktalk.generate import Thought, load_processor, load_tokenizer, think
@@ -75,8 +77,8 @@ def draw_pairs(
     the next best and the next worst; summary.json, which is also returned: the word error rate and
     pause errors of all candidates, and how many pairs there are. Interrupted, the same call goes
     on. Rows whose reply is not spoken are counted and left out; those that cannot be used are told
-    one by one. Raises ValueError where none is left, or where `out` holds candidates that were
-    drawn otherwise.
+    one by one. Raises ValueError where none is left, where `out` holds candidates that were drawn
+    otherwise, or where somebody else is drawing into it.
     """
     if samples < 1:
         raise ValueError(f"samples is {samples}; a prompt needs at least 1 reply, a pair needs 2")
@@ -84,21 +86,21 @@ def draw_pairs(
         raise ValueError(f"{model.folder} has no voices, so it cannot speak; add one")
     out.mkdir(parents=True, exist_ok=True)
     settings = {"samples": samples, "seed": seed, **asdict(sampling), "rows": source.stamp()}
-    done = _resumed(out / CANDIDATES, settings)
     numbers = range(min(len(source), count) if count else len(source))
-    with (out / CANDIDATES).open("a", encoding="utf-8") as file:
-        for number in tqdm(numbers[len(done) :], initial=len(done), total=len(numbers)):
-            try:
-                judged = _judge(
-                    model, source.row(number), number, ear, samples, sampling, seed, max_text_tokens
-                )
-                entry = asdict(_portable(judged, out / "media")) if judged else UNSPOKEN
-            except BAD_ROW_ERRORS as error:
-                tqdm.write(f"skipped {source.place(number)}: {reason_of(error)}")
-                entry = None
-            done.append(entry)
-            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
-            file.flush()
+    how = ear, samples, sampling, seed, max_text_tokens
+    with _alone_in(out):
+        done = _resumed(out / CANDIDATES, settings)
+        with (out / CANDIDATES).open("a", encoding="utf-8") as file:
+            for number in tqdm(numbers[len(done) :], initial=len(done), total=len(numbers)):
+                try:
+                    judged = _judge(model, source.row(number), number, *how)
+                    entry = asdict(_portable(judged, out / "media")) if judged else UNSPOKEN
+                except BAD_ROW_ERRORS as error:
+                    tqdm.write(f"skipped {source.place(number)}: {reason_of(error)}")
+                    entry = None
+                done.append(entry)
+                file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+                file.flush()
     entries = _spoken(done[: len(numbers)])
     found = [pair for entry in entries for pair in pairs_of(entry, most=pairs)]
     lines = (json.dumps(pair, ensure_ascii=False) + "\n" for pair in found)
@@ -106,6 +108,17 @@ def draw_pairs(
     summary = summarise(entries) | {"pairs": len(found)}
     (out / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     return summary
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Two that append to one file would mix their lines, whose number is that of the prompt."""
+    try:
+        with FileLock(folder / "lock", timeout=0):
+            yield
+    except Timeout:
+        message = f"{folder}: somebody else draws replies here; wait for its end, or stop it"
+        raise ValueError(message) from None
 
 
 def draw_as_told(
