@@ -102,7 +102,7 @@ class SeeingTask(Task):
 
 
 def _piece(rng: np.random.Generator, case: Case) -> Case:
-    """A few letters of the word: alone they are learned as digits are, in words they never were."""
+    """Mostly a few letters of the word: they are easier to tell apart where they stand alone."""
     (word,) = case.shown
     if rng.random() >= CLOSE_SHARE:
         return case
@@ -134,8 +134,7 @@ def _picture(rng: np.random.Generator, case: Case, split: Split) -> Pixels:
 def named(case: Case) -> list[str]:
     """What a picture shows: words, spelled as inside a sentence; of a written word, its letters.
 
-    Letters are what a token sees of it, and they are the same in all words. Of whole words the
-    encoder had learned nothing after half a million pictures.
+    Letters are what a token sees of it, and they are the same in all words.
     """
     match case.task, case.shown:
         case "read", (word,):
