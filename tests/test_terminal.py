@@ -281,6 +281,17 @@ class Screen:
         before, self.seen = self.seen[: found.end()], self.seen[found.end() :]
         return before
 
+    def interrupt(self, pattern: str) -> None:
+        """Ctrl-C at the prompt until the pattern appears: Python's readline does not notice one
+        that comes between its prompt and its wait for keys."""
+        while not re.search(pattern, self.seen):
+            self.type("\x03")
+            while select.select([self.terminal], [], [], 2.0)[0]:
+                piece = self._read()
+                assert piece, f"ended without {pattern!r}: {self.seen}"
+                self.seen += piece
+        self.until(pattern)
+
     def exit_status(self) -> int:
         while self._read():
             pass
@@ -327,7 +338,6 @@ def test_conversation_in_a_terminal(screen: Screen, tmp_path: Path) -> None:
     screen.until(r"\(saved in .*\)\r\n> ")
     question, reply = json.loads(talk.read_text())
     assert question["content"] == [text("hello")] and reply["content"]
-    screen.type("\x03")
-    screen.until("stopped.*\n> ")
+    screen.interrupt("stopped.*\n> ")
     screen.type("\x04")
     assert screen.exit_status() == 0
