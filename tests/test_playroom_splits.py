@@ -1,0 +1,77 @@
+"""What keeps a model from learning what is held out as what never happens."""
+
+import re
+
+import numpy as np
+import pytest
+
+from thinktalk.playroom import cases, senses
+from thinktalk.playroom.cases import make
+
+NO_PARTNER = {
+    "colour": ("shape", r"the shape is (\w+)\."),
+    "where": ("shape", r"the shape is (.+)\."),
+    "how many": ("shape", r"there (?:is one shape|are \w+ shapes)\."),
+    "motion": ("shape", r"the shape (.+)\."),
+    "when": ("shape", r"the shape was (\w+)\."),
+    "how often": ("sound", r"you hear (?:one sound|\w+ sounds)\."),
+}
+
+
+@pytest.mark.parametrize("task", NO_PARTNER)
+def test_train_cases_also_show_what_belongs_to_nothing(task: str) -> None:
+    """So that a model does not learn which words never go together: those that are held out."""
+    name, answer = NO_PARTNER[task]
+    drawn = {
+        split: [senses.sample(np.random.default_rng(n), split=split, task=task) for n in range(200)]
+        for split in cases.SPLITS
+    }
+    nameless = [case for case in drawn["train"] if name in case.shown]
+    assert 35 < len(nameless) < 85 and all(case.key is None for case in nameless)
+    assert all(re.fullmatch(answer, case.answer) for case in nameless)
+    assert all(name not in case.shown for case in drawn["test"])
+    assert all(case.key is not None for case in drawn["test"])
+
+
+@pytest.mark.parametrize(
+    ("task", "answer"),
+    [
+        ("how many", r"i see (?!one)\w+ (\w+) \w+s\."),
+        ("where", r"an? (\w+ \w+) is (?:on|at|in) the \w+\."),
+        ("motion", r"an? (\w+ \w+) (?:moves|grows|shrinks|stays)( \w+)?\."),
+    ],
+)
+def test_train_cases_also_ask_the_other_way_round(task: str, answer: str) -> None:
+    """So that an answer names every colour with every shape, held-out ones too."""
+    drawn = {
+        split: [senses.sample(np.random.default_rng(n), split=split, task=task) for n in range(400)]
+        for split in cases.SPLITS
+    }
+    found = [case for case in drawn["train"] if re.fullmatch(answer, case.answer)]
+    assert 50 < len(found) < 120
+    assert all(case.key in senses_keys(task) for case in found)
+    assert {case.shown[:2] for case in found} & set(senses.shown("test", "shape"))
+    assert not any(re.fullmatch(answer, case.answer) for case in drawn["test"])
+
+
+def senses_keys(task: str) -> set[str | None]:
+    return {senses.key(task, words) for words in senses.shown("train", task)}
+
+
+def test_train_cases_also_ask_for_the_order_of_two_of_three_sounds() -> None:
+    pairs = set()
+    for number in range(400):
+        case = senses.sample(np.random.default_rng(number), split="train", task="order")
+        asked = [s for s in case.shown if s in case.question.lower()]
+        assert len(asked) == 2
+        first = asked[0]
+        assert case.answer == f"the {first} came first."
+        if len(case.shown) == 3:
+            assert case.key is None
+            pairs.add(tuple(asked))
+    assert pairs & set(senses.shown("test", "order"))
+    example = make(seed=1, split="train", number=3, task="order")
+    assert all(
+        len(make(seed=1, split="test", number=n, task="order").case.shown) == 2 for n in range(5)
+    )
+    assert tuple(sound for _, sound in example.films[0].events) == example.case.shown
