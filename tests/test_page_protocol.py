@@ -236,9 +236,14 @@ ANSWER_CHAT = """(lines) => {
 }"""
 
 
+def red_png() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (60, 40), "red").save(file, "PNG")
+    return file.getvalue()
+
+
 def test_typed_message_with_files(page: Page, server: ScriptedServer) -> None:
-    picture = io.BytesIO()
-    Image.new("RGB", (60, 40), "red").save(picture, "PNG")
+    picture = red_png()
     recording = io.BytesIO()
     with wave.open(recording, "wb") as file:
         file.setnchannels(2)
@@ -246,10 +251,8 @@ def test_typed_message_with_files(page: Page, server: ScriptedServer) -> None:
         file.setframerate(48_000)
         left = (tone(1)[:24_000].repeat(2) * 32767).astype("<i2")
         file.writeframes(np.stack([left, left], 1).tobytes())
-    files = [("red.png", "image/png", picture), ("tone.wav", "audio/wav", recording)]
-    page.set_input_files(
-        "#files", [{"name": n, "mimeType": m, "buffer": b.getvalue()} for n, m, b in files]
-    )
+    files = [("red.png", "image/png", picture), ("tone.wav", "audio/wav", recording.getvalue())]
+    page.set_input_files("#files", [{"name": n, "mimeType": m, "buffer": b} for n, m, b in files])
     expect(page.locator("#tray li")).to_have_count(2)
     page.fill("#words", "What is this?")
     page.press("#words", "Enter")
@@ -260,7 +263,7 @@ def test_typed_message_with_files(page: Page, server: ScriptedServer) -> None:
     image, audio, text = item["content"]
     assert image == {
         "type": "input_image",
-        "image_url": "data:image/png;base64," + base64.b64encode(picture.getvalue()).decode(),
+        "image_url": "data:image/png;base64," + base64.b64encode(picture).decode(),
     }
     pcm = np.frombuffer(base64.b64decode(audio["audio"]), "<i2")
     assert audio["type"] == "input_audio" and abs(len(pcm) - RATE_HZ) < 100
@@ -290,9 +293,7 @@ def test_small_video_joins_the_talk(page: Page, server: ScriptedServer) -> None:
 def test_spoken_question_about_files(page: Page, server: ScriptedServer) -> None:
     """They are shown when the user begins to speak, and stand before what is said."""
     client = talk(page, server)
-    picture = io.BytesIO()
-    Image.new("RGB", (60, 40), "red").save(picture, "PNG")
-    red = FilePayload(name="red.png", mimeType="image/png", buffer=picture.getvalue())
+    red = FilePayload(name="red.png", mimeType="image/png", buffer=red_png())
     page.set_input_files("#files", red)
     expect(page.locator("#tray li")).to_have_text(re.compile("red.png"))
     client.user_speaks("item_question")

@@ -7,6 +7,7 @@ import pytest
 
 from thinktalk.playroom import cases, senses
 from thinktalk.playroom.cases import make
+from thinktalk.playroom.talk import Case, Split
 
 NO_PARTNER = {
     "colour": ("shape", r"the shape is (\w+)\."),
@@ -18,19 +19,21 @@ NO_PARTNER = {
 }
 
 
+def draw(task: str, split: Split, count: int) -> list[Case]:
+    return [senses.sample(np.random.default_rng(n), split=split, task=task) for n in range(count)]
+
+
 @pytest.mark.parametrize("task", NO_PARTNER)
 def test_train_cases_also_show_what_belongs_to_nothing(task: str) -> None:
     """So that a model does not learn which words never go together: those that are held out."""
     name, answer = NO_PARTNER[task]
-    drawn = {
-        split: [senses.sample(np.random.default_rng(n), split=split, task=task) for n in range(200)]
-        for split in cases.SPLITS
-    }
-    nameless = [case for case in drawn["train"] if name in case.shown]
+    train, test = (draw(task, split, 200) for split in cases.SPLITS)
+    nameless = [case for case in train if name in case.shown]
     assert 35 < len(nameless) < 85 and all(case.key is None for case in nameless)
     assert all(re.fullmatch(answer, case.answer) for case in nameless)
-    assert all(name not in case.shown for case in drawn["test"])
-    assert all(case.key is not None for case in drawn["test"])
+    assert all(name in case.question.lower() for case in nameless)
+    assert all(name not in case.shown for case in test)
+    assert all(case.key is not None for case in test)
 
 
 @pytest.mark.parametrize(
@@ -43,25 +46,27 @@ def test_train_cases_also_show_what_belongs_to_nothing(task: str) -> None:
 )
 def test_train_cases_also_ask_the_other_way_round(task: str, answer: str) -> None:
     """So that an answer names every colour with every shape, held-out ones too."""
-    drawn = {
-        split: [senses.sample(np.random.default_rng(n), split=split, task=task) for n in range(400)]
-        for split in cases.SPLITS
-    }
-    found = [case for case in drawn["train"] if re.fullmatch(answer, case.answer)]
+    train, test = (draw(task, split, 400) for split in cases.SPLITS)
+    found = [case for case in train if re.fullmatch(answer, case.answer)]
     assert 50 < len(found) < 120
-    assert all(case.key in senses_keys(task) for case in found)
+    assert {case.key for case in found} <= {
+        senses.key(task, words) for words in senses.shown("train", task)
+    }
     assert {case.shown[:2] for case in found} & set(senses.shown("test", "shape"))
-    assert not any(re.fullmatch(answer, case.answer) for case in drawn["test"])
+    assert not any(re.fullmatch(answer, case.answer) for case in test)
 
 
-def senses_keys(task: str) -> set[str | None]:
-    return {senses.key(task, words) for words in senses.shown("train", task)}
+def test_sounds_of_several_kinds_are_counted_up_to_six() -> None:
+    several = [case for case in draw("how often", "train", 200) if case.shown[0] == "sound"]
+    assert {case.answer for case in several} == {"you hear one sound."} | {
+        f"you hear {number} sounds." for number in ("two", "three", "four", "five", "six")
+    }
+    assert all("sounds" in case.question.lower() for case in several)
 
 
 def test_train_cases_also_ask_for_the_order_of_two_of_three_sounds() -> None:
     pairs = set()
-    for number in range(400):
-        case = senses.sample(np.random.default_rng(number), split="train", task="order")
+    for case in draw("order", "train", 400):
         asked = [s for s in case.shown if s in case.question.lower()]
         assert len(asked) == 2
         first = asked[0]

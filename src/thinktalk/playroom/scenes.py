@@ -32,8 +32,8 @@ COLOUR_SPREAD = 18  # every channel, to both sides; the page allows 20
 GROUND_DISTANCE = 55  # of the ground from every colour on it, in some channel; the page asks 50
 LEAST_SIDE, MOST_SIDE = 112, 224
 LEAST_SHARE, MOST_SHARE = 0.2, 0.5  # size of a single shape, of the shorter side
-CLOSE_SHARES = (0.4, 0.95)  # the same in a picture of little else
-CLOSE_PLACED_SHARES = (0.3, 0.6)
+CLOSE_SIDE = 56  # of a picture of little else
+CLOSE_SHARES, CLOSE_PLACED_SHARES = (0.4, 0.95), (0.3, 0.6)  # size of a shape there
 TURN = 20  # a shape is rotated at most so much, to both sides
 LEAST_COUNTED = 28  # counted shapes: the flattest, a triangle, is then at least 24 high
 COUNTED_GAP = 4  # between the boxes of counted shapes
@@ -56,11 +56,10 @@ def shape_picture(
     colour: str,
     shape: str,
     split: Split,
-    side: int | None = None,
     close: bool = False,
 ) -> Pixels:
-    """One shape somewhere. side: of the square picture, else any. close: it fills much of it."""
-    canvas, value = _canvas(rng, colour, side=(side, side) if side else None)
+    """One shape somewhere. close: in a small picture, of which it fills much."""
+    canvas, value = _canvas(rng, colour, side=(CLOSE_SIDE, CLOSE_SIDE) if close else None)
     height, width, _ = canvas.shape
     form = turned(outline(rng, shape, split=split), rng.uniform(-TURN, TURN))
     shares = CLOSE_SHARES if close else (LEAST_SHARE, MOST_SHARE)
@@ -99,12 +98,11 @@ def placed_picture(
     shape: str,
     place: str,
     split: Split,
-    side: int | None = None,
     close: bool = False,
 ) -> Pixels:
-    """One shape at one of the five places; side and close as above."""
+    """One shape at one of the five places; close as above."""
     assert place in PLACES, place
-    canvas, value = _canvas(rng, colour, side=(side, side) if side else None)
+    canvas, value = _canvas(rng, colour, side=(CLOSE_SIDE, CLOSE_SIDE) if close else None)
     shares = CLOSE_PLACED_SHARES if close else (LEAST_SHARE, MOST_SHARE)
     height, width, _ = canvas.shape
     form = turned(outline(rng, shape, split=split), rng.uniform(-TURN, TURN))

@@ -12,13 +12,12 @@ from itertools import permutations, product
 import numpy as np
 
 from thinktalk.playroom import talk, writing
-from thinktalk.playroom.talk import Case, Split, is_held_out, vary_letters
+from thinktalk.playroom.talk import Case, Split, is_held_out, one_phrase, vary_letters
 from thinktalk.playroom.words import (
     COLOURS,
     COUNTED_SOUNDS,
     MOTIONS,
     NUMBERS,
-    PHRASES,
     PLACES,
     PLURALS,
     SHAPES,
@@ -109,7 +108,7 @@ _NAMED: dict[str, Lists] = {
 }
 _KEYED: dict[str, Lists] = {task: tuple(product(*lists)) for task, lists in _NAMED.items()}
 _KEYED["order"] = tuple(permutations(SOUNDS, 2))
-_WITHOUT = {
+_WITHOUT = {  # what stands for the words that have partners
     SHAPES: (ANY_SHAPE,),
     tuple(COUNTED_SOUNDS): (ANY_SOUND,),
 }
@@ -125,8 +124,7 @@ def _ask(rng: np.random.Generator, task: str, shown: tuple[str, ...], split: Spl
     """The question about what is shown, in one of its phrases (test: the canonical one)."""
 
     def phrase(name: str, **words: str) -> str:
-        options = PHRASES[name] if split == "train" else PHRASES[name][:1]
-        return options[rng.integers(len(options))].format(**words)
+        return one_phrase(rng, name, split, **words)
 
     match task, shown:
         case "shape" | "look and talk", (colour, shape):
@@ -157,7 +155,10 @@ def _ask(rng: np.random.Generator, task: str, shown: tuple[str, ...], split: Spl
             question = phrase("when", a=shape, b=sound, c=rang)
             answer = f"the {shape} was {colour}."
         case "order", sounds:
-            first, second = (sounds[n] for n in sorted(rng.permutation(len(sounds))[:2]))
+            asked_about = list(sounds)
+            if len(asked_about) > 2:
+                asked_about.pop(int(rng.integers(len(asked_about))))
+            first, second = asked_about
             a, b = (first, second) if rng.random() < 0.5 else (second, first)
             question, answer = phrase("order", a=a, b=b), f"the {first} came first."
         case _:
@@ -166,7 +167,11 @@ def _ask(rng: np.random.Generator, task: str, shown: tuple[str, ...], split: Spl
     return _follow_up(rng, asked, split) if task == "look and talk" else asked
 
 
-BACKWARDS = {"how many": "shape", "where": "what there", "motion": "what so"}  # and its phrases
+BACKWARDS = {  # (phrases of the question, answer)
+    "how many": ("shape", "i see {rest} {colour} {shapes}."),
+    "where": ("what there", "a {colour} {shape} is {rest}."),
+    "motion": ("what so", "a {colour} {shape} {rest}."),
+}
 
 
 def _ask_backwards(rng: np.random.Generator, task: str, shown: tuple[str, ...]) -> Case:
@@ -175,16 +180,10 @@ def _ask_backwards(rng: np.random.Generator, task: str, shown: tuple[str, ...]) 
     colour, shape, rest = shown
     if task == "how many" and rest == NUMBERS[1]:
         return _ask(rng, task, shown, "train")
-    place = WHERE.get(rest, rest)
-    phrases = PHRASES[BACKWARDS[task]]
-    question = phrases[rng.integers(len(phrases))].format(a=place)
-    match task:
-        case "how many":
-            answer = f"i see {rest} {colour} {plural(shape)}."
-        case "where":
-            answer = f"a {colour} {shape} is {place}."
-        case _:
-            answer = f"a {colour} {shape} {rest}."
+    rest = WHERE.get(rest, rest)
+    phrases, answer = BACKWARDS[task]
+    question = one_phrase(rng, phrases, "train", a=rest)
+    answer = answer.format(colour=colour, shape=shape, shapes=plural(shape), rest=rest)
     answer = " ".join(with_articles(answer.split()))
     return Case(task, key(task, shown), (("user", question),), answer, shown=shown)
 
@@ -192,8 +191,7 @@ def _ask_backwards(rng: np.random.Generator, task: str, shown: tuple[str, ...]) 
 def _follow_up(rng: np.random.Generator, case: Case, split: Split) -> Case:
     """The case with a second question about the same picture."""
     about = "its colour" if split == "test" or rng.random() < 0.7 else "its shape"
-    options = PHRASES[about] if split == "train" else PHRASES[about][:1]
-    question = options[rng.integers(len(options))]
+    question = one_phrase(rng, about, split)
     colour, shape = case.shown
     answer = with_articles(FOLLOW_UPS[about].format(colour=colour, shape=f"a {shape}").split())
     turns = (*case.turns, ("assistant", case.answer), ("user", question))
@@ -201,6 +199,7 @@ def _follow_up(rng: np.random.Generator, case: Case, split: Split) -> Case:
 
 
 def plural(shape: str) -> str:
+    """Of a shape, or of "shape"."""
     return PLURALS.get(shape, f"{shape}s")
 
 

@@ -163,12 +163,17 @@ def vary_letters(rng: np.random.Generator, text: str) -> str:
     return text.upper().replace("ẞ", "SS") if choice < 0.93 else text.title().replace("'S", "'s")
 
 
+def one_phrase(rng: np.random.Generator, name: str, split: Split, **words: str) -> str:
+    """One of the phrases of PHRASES (test: the canonical one)."""
+    options = PHRASES[name] if split == "train" else PHRASES[name][:1]
+    return options[rng.integers(len(options))].format(**words)
+
+
 def _draw(rng: np.random.Generator, task: str, split: Split) -> Case:
     """One case before the split is checked; canonical wording for the test split."""
 
     def phrase(name: str, **words: str) -> str:
-        options = PHRASES[name] if split == "train" else PHRASES[name][:1]
-        return options[rng.integers(len(options))].format(**words)
+        return one_phrase(rng, name, split, **words)
 
     match task:
         case "greet":

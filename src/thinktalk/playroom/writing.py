@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from sklearn.datasets import load_digits
 
 from thinktalk.playroom.scenes import (
+    CLOSE_SIDE,
     MOST_SIDE,
     Floats,
     Pixels,
@@ -30,7 +31,6 @@ from thinktalk.playroom.words import COLOURS
 TEST_EVERY = 5  # digits whose index is a multiple of it are for tests
 LEAST_DIGIT, MOST_DIGIT = 28, 112  # pixels a side
 LEAST_FONT, MOST_FONT = 14, 40  # pixels
-CLOSE_SIDE = 56  # pixels: the least side of a picture of a word and little else
 BRIGHTNESS = np.array((0.299, 0.587, 0.114))
 LEAST_CONTRAST = 80  # difference in brightness of ink and ground
 
@@ -67,18 +67,18 @@ def digit_of(number: int) -> int:
 
 
 def digit_picture(
-    rng: np.random.Generator, *, number: int, split: Split, within: int | None = None
+    rng: np.random.Generator, *, number: int, split: Split, close: bool = False
 ) -> Pixels:
     """One handwritten digit on a plain ground: ink alone, or with the paper it was written on.
-    within: side of the square picture, else any."""
+    close: in a small picture."""
     ink = Image.fromarray(np.round(_digits()[0][number] * (255 / 16)).astype(np.uint8))
-    side = round(rng.uniform(LEAST_DIGIT, min(MOST_DIGIT, within or MOST_DIGIT)))
+    side = round(rng.uniform(LEAST_DIGIT, CLOSE_SIDE if close else MOST_DIGIT))
     resample = rng.choice([Image.Resampling.BILINEAR, Image.Resampling.BICUBIC])
     ink = ink.resize((side, side), Image.Resampling(int(resample)))
     if split == "train":
         ink = _written_differently(rng, ink)
     cover = np.asarray(ink, np.float32)[..., None] / 255
-    height, width = (within, within) if within else sides(rng)
+    height, width = (CLOSE_SIDE, CLOSE_SIDE) if close else sides(rng)
     value, ground = _ink_and_ground(rng)
     canvas = plain(ground, height=height, width=width)
     top, left = (int(rng.integers(0, n - side + 1)) for n in (height, width))

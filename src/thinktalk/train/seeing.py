@@ -31,8 +31,8 @@ from thinktalk.train.trainer import Task, to_device
 TASK_SHARES = {"shape": 0.15, "where": 0.15, "digit": 0.35, "how many": 0.25, "read": 0.1}
 # Most pictures of one thing are small: what fills four tokens costs a tenth of what lies somewhere
 # among forty. The others teach it to put together what lies in several windows of the encoder.
-CLOSE_SIDE, CLOSE_SHARE = 56, 0.7
-PIECES = (1, 1, 1, 2, 2, 3)  # letters of a word that stand alone in most of the small pictures
+CLOSE_SHARE = 0.7
+PIECES, PIECE_SHARE = (1, 1, 1, 2, 2, 3), 0.7  # letters of a word; how often not all are shown
 NUM_TEST_PICTURES = 48  # of every task
 
 
@@ -104,7 +104,7 @@ class SeeingTask(Task):
 def _piece(rng: np.random.Generator, case: Case) -> Case:
     """Mostly a few letters of the word: they are easier to tell apart where they stand alone."""
     (word,) = case.shown
-    if rng.random() >= CLOSE_SHARE:
+    if rng.random() >= PIECE_SHARE:
         return case
     start = rng.integers(len(word))
     return replace(case, shown=(word[start : start + rng.choice(PIECES)],))
@@ -114,18 +114,15 @@ def _picture(rng: np.random.Generator, case: Case, split: Split) -> Pixels:
     if split == "test":
         return cases.picture(rng, case, split)
     close = rng.random() < CLOSE_SHARE
-    side = CLOSE_SIDE if close else None
     match case.task, case.shown:
         case "shape", (colour, shape):
-            return scenes.shape_picture(
-                rng, colour=colour, shape=shape, split=split, side=side, close=close
-            )
+            return scenes.shape_picture(rng, colour=colour, shape=shape, split=split, close=close)
         case "where", (colour, shape, place):
             return scenes.placed_picture(
-                rng, colour=colour, shape=shape, place=place, split=split, side=side, close=close
+                rng, colour=colour, shape=shape, place=place, split=split, close=close
             )
         case "digit", (number,):
-            return writing.digit_picture(rng, number=int(number), split=split, within=side)
+            return writing.digit_picture(rng, number=int(number), split=split, close=close)
         case "read", (word,):
             return writing.word_picture(rng, word=word, split=split, close=close)
     return cases.picture(rng, case, split)
