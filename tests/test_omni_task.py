@@ -1,5 +1,6 @@
 """The Thinker's task on packed conversations of any media, against independent computation."""
 
+from copy import deepcopy
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -112,6 +113,27 @@ def test_packed_attention_is_the_masked_one(model: LoadedModel, examples: list[E
         for states in (hidden, masked)
     )
     assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-3 * ours.abs().max().item())
+
+
+def test_what_was_known_is_held(model: LoadedModel, examples: list[Example]) -> None:
+    """The loss `moved` beside its definition, on the tokens that the Thinker knew at the start."""
+    thinker, batch = deepcopy(model.omni.thinker), batch_of(examples[:2], packed=False)
+    embeddings, then = read(thinker, batch)
+    batch["labels"] = (then @ thinker.lm_head.weight.T).argmax(-1)  # it knows all of them
+    batch["labels"][:, ::2] = IGNORED
+    batch["labels"][:, 1::4] = 7  # but these, as a rule
+    task = OmniTask(thinker, steady=3.0)
+    loss, figures = task.loss(batch)
+    assert figures["moved"] < 1e-9 and loss.item() == pytest.approx(figures["text"].item())
+    with torch.no_grad():
+        thinker.model.norm.weight.mul_(1.1)  # what the Talker reads grows with it
+    loss, figures = task.loss(batch)
+    known = batch["labels"] == (then @ thinker.lm_head.weight.T).argmax(-1)
+    apart = (0.1 * then)[known].square().sum(-1) / (embeddings + then)[known].square().sum(-1)
+    assert figures["moved"].item() == pytest.approx(apart.mean().item(), rel=1e-4)
+    assert loss.item() == pytest.approx((figures["text"] + 3 * apart.mean()).item(), rel=1e-4)
+    loss.backward()
+    assert all(weight.grad is None for weight in task.companions[0].parameters())
 
 
 def test_evaluation_counts_every_token_alike(model: LoadedModel, examples: list[Example]) -> None:

@@ -7,6 +7,7 @@ Shapes: B rows, T tokens, C width of the Thinker, S samples, n tokens that are l
 import logging
 from collections import defaultdict
 from collections.abc import Iterable
+from copy import deepcopy
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from thinktalk.train.job import Job, Tensors, put_back
 from thinktalk.train.losses import token_losses
 from thinktalk.train.packing import learned_rows
 from thinktalk.train.reading import read
-from thinktalk.train.stages import RowStage
+from thinktalk.train.stages import ThinkerStage
 from thinktalk.train.trainer import Task, to_device
 from thinktalk.weights import LoadedModel
 
@@ -43,6 +44,11 @@ class OmniTask(Task):
     that are the likeliest ones, text_audio, text_image, text_video and text_alone the loss of the
     samples that hold such media, or none. held_out: batches for evaluate(), moved when they are
     used; drift: measured there, too.
+
+    steady: weight of a second loss, `moved`, which keeps the voice of a model that talks: at the
+    tokens that the Thinker as it was at the start would have written itself, what the Talker reads
+    of it shall stay as it was. (Mean of |now - then|^2 / |then|^2; a copy of that Thinker reads
+    every batch, too.) What it did not know is free to move.
     """
 
     def __init__(
@@ -52,15 +58,20 @@ class OmniTask(Task):
         additions: nn.Module | None = None,
         held_out: Iterable[dict[str, Any]] = (),
         drift: Drift | None = None,
+        steady: float = 0.0,
     ):
         self.module = additions or nn.ModuleDict({"thinker": thinker})
-        self.companions = (thinker,) if additions else ()
         self.thinker, self.held_out, self.drift = thinker, list(held_out), drift
+        self.steady, self.before = steady, None
+        if steady:
+            self.before = deepcopy(thinker).eval().requires_grad_(False)
+        companions = thinker if additions else None, self.before
+        self.companions = tuple(network for network in companions if network is not None)
 
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         sums, counts = self._sums(batch)
         figures = {name: sums[name] / counts[name] for name in sums}
-        return figures["text"], figures
+        return figures["text"] + self.steady * figures.get("moved", 0.0), figures
 
     def weight(self, batch: dict[str, Any]) -> float:
         return num_learned(wanted(batch))
@@ -81,7 +92,7 @@ class OmniTask(Task):
 
     def _sums(self, batch: dict[str, Any]) -> tuple[Sums, dict[str, float]]:
         """Every figure's sum over the tokens that it is about, and how many these are."""
-        hidden = read(self.thinker, batch)[1]
+        embeddings, hidden = read(self.thinker, batch)
         places, labels = learned_rows(wanted(batch))
         losses, right = token_losses(
             hidden.flatten(0, 1)[places], labels, logits=self.thinker.logits
@@ -98,10 +109,26 @@ class OmniTask(Task):
         numbers[""] = max(1.0, numbers[""])
         sums = {_figure(name): losses[of_kind[name]].sum() for name in numbers}
         every = {_figure(name): number for name, number in numbers.items()}
+        if self.before is not None:
+            moved = self._moved(batch, places, labels, now=(embeddings + hidden).flatten(0, 1))
+            sums["moved"], every["moved"] = moved.sum(), max(1.0, float(len(moved)))
         return sums | {"right": right.sum().float()}, every | {"right": numbers[""]}
 
+    def _moved(
+        self, batch: dict[str, Any], places: Tensor, labels: Tensor, *, now: Tensor
+    ) -> Tensor:
+        """How far the Talker's rows are from those of the start, at the tokens known then: [k]."""
+        assert self.before is not None
+        with torch.no_grad():
+            embeddings, hidden = read(self.before, batch)
+            hidden = hidden.flatten(0, 1)[places]
+            known = self.before.logits(hidden).argmax(-1) == labels
+            then = (embeddings.flatten(0, 1)[places] + hidden)[known].float()
+        apart = now[places][known].float() - then
+        return apart.square().sum(-1) / then.square().sum(-1)
 
-def prepare(job: Job, stage: RowStage) -> tuple[Task, Batches]:
+
+def prepare(job: Job, stage: ThinkerStage) -> tuple[Task, Batches]:
     """What stages of the Thinker need."""
     omni, loader = job.model.omni, job.loader(stage, speech="ignored")
     additions = drift = None
@@ -114,12 +141,19 @@ def prepare(job: Job, stage: RowStage) -> tuple[Task, Batches]:
         if job.ranks.is_first:
             LOG.warning(
                 "%s trains the Thinker alone, and the Talker speaks from its states: speech may "
-                "drift. The figure test_drift says by how much these states have changed; train "
-                "the Talker afterwards if it is large",
+                "drift. The figure test_drift says by how much these states have changed; steady=1 "
+                "holds them, or train the Talker afterwards if it is large",
                 stage.name,
             )
     held_out = job.held_out(stage, speech="ignored")
-    return OmniTask(omni.thinker, additions=additions, held_out=held_out, drift=drift), loader
+    task = OmniTask(
+        omni.thinker,
+        additions=additions,
+        held_out=held_out,
+        drift=drift,
+        steady=stage.steady,
+    )
+    return task, loader
 
 
 def put_back_any(job: Job, weights: Tensors) -> LoadedModel:
@@ -138,7 +172,7 @@ def write_adapter(job: Job, weights: Tensors, folder: Path) -> None:
         adapters.save(weights, job.lora, job.out / ADAPTER, base=str(job.base))
 
 
-def choose_learners(omni: nn.Module, stage: RowStage) -> None:
+def choose_learners(omni: nn.Module, stage: ThinkerStage) -> None:
     """Lets learn what the stage says, by official names, and nothing else.
 
     Raises ValueError for a pattern that fits nothing.

@@ -25,9 +25,16 @@ class RowStage(Stage):
     frozen: tuple[str, ...] = ()
 
 
-def omni() -> RowStage:
+@dataclass(frozen=True)
+class ThinkerStage(RowStage):
+    """steady: weight of the loss that holds the Thinker's states for the Talker (omni.OmniTask)."""
+
+    steady: float = 0.0
+
+
+def omni() -> ThinkerStage:
     """The whole Thinker: text, pictures, sounds, films, films with sound."""
-    return RowStage(
+    return ThinkerStage(
         "omni",
         steps=10_000,
         learning_rate=5e-5,
@@ -38,7 +45,7 @@ def omni() -> RowStage:
     )
 
 
-def align_adapters() -> RowStage:
+def align_adapters() -> ThinkerStage:
     """What joins the encoders to the frozen decoder: the last layer of each encoder."""
     return replace(
         omni(),
@@ -50,20 +57,20 @@ def align_adapters() -> RowStage:
     )
 
 
-def align_encoders() -> RowStage:
+def align_encoders() -> ThinkerStage:
     """Both encoders, towards the frozen decoder."""
     return replace(
         align_adapters(), name="encoders", steps=4000, learning_rate=1e-4, learns=ENCODERS
     )
 
 
-def long() -> RowStage:
+def long() -> ThinkerStage:
     """As omni, on rows of up to 32 768 tokens: memory is saved where time can pay for it."""
     return replace(
         omni(), name="long", steps=2000, learning_rate=2e-5, batch_tokens=32_768, recompute=True
     )
 
 
-def sft() -> RowStage:
+def sft() -> ThinkerStage:
     """Conversations as the model shall have them."""
     return replace(omni(), name="sft", steps=2000, learning_rate=1e-5, warmup_steps=100)
