@@ -8,6 +8,7 @@ hours to tell: docs/training.md.)
 """
 
 import itertools
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +27,11 @@ from thinktalk.train.tuning import train_on
 from thinktalk.weights import LoadedModel, load
 
 WORDS = ("ba", "co", "di", "fu", "ge", "ho")
-NEXT_WORD = dict(zip(WORDS, (*WORDS[1:], WORDS[0]), strict=True))
+NEXT_WORD: dict[str, str] = dict(zip(WORDS, (*WORDS[1:], WORDS[0]), strict=True))
 WRONG_SHARE = 0.4  # of the words in the Talker's training are said as the next one
-TEXTS = np.random.default_rng(0).permutation(
-    [" ".join(words) for words in itertools.permutations(WORDS, 3)]
-)
-TRAINED, PROMPTS, HELD_PROMPTS, MEASURED = np.split(TEXTS, [55, 80, 90])
+TEXTS = [" ".join(words) for words in itertools.permutations(WORDS, 3)]
+random.Random(0).shuffle(TEXTS)
+TRAINED, PROMPTS, HELD_PROMPTS, MEASURED = TEXTS[:55], TEXTS[55:80], TEXTS[80:90], TEXTS[90:]
 LETTERS = " abcdefghijklmnopqrstuvwxyz"
 FIRST_CODE = 40
 COMMON = {"warmup_steps": 5, "ema": 0.0, "bfloat16": False, "batch_tokens": 768}
@@ -92,7 +92,7 @@ def word_error_rate(folder: Path, out: Path) -> float:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     out, rng = tmp_path_factory.mktemp("gain"), np.random.default_rng(1)
     small_talk.build(out / "base")
-    data = [spoken_row(str(text), rng) for text in np.tile(TRAINED, 12)]
+    data = [spoken_row(text, rng) for text in TRAINED * 12]
     rows = small_talk.write_rows(out / "rows.jsonl", data)
     changes = COMMON | {"steps": 150, "learning_rate": 3e-3}
     assert train_on("talker", model=out / "base", data=[rows], out=out / "talker", changes=changes)
