@@ -1,6 +1,8 @@
 """Playroom data on disk: formats, determinism, resuming."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +129,16 @@ def test_full_disk_is_told_and_loses_nothing(
     for name in ("disk", "whole"):
         dataset.make(tmp_path / name, **options)
     assert files_of(tmp_path / "disk") == files_of(tmp_path / "whole")
+
+
+def test_a_worker_that_is_killed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pool of multiprocessing would wait for it for ever."""
+    monkeypatch.setattr(dataset, "SHARD_CASES", 1)
+    monkeypatch.setattr(cases, "make", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(ValueError, match=r"a worker died, .* the same call"):
+        dataset.make(tmp_path, seed=5, num_cases=4, workers=2)
+    monkeypatch.undo()
+    dataset.make(tmp_path, seed=5, num_cases=4, workers=1)
 
 
 def test_speech_corpus_is_packed_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

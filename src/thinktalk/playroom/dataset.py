@@ -27,11 +27,13 @@ the whole. Videos bring their own sound.
 
 import io
 import json
-import multiprocessing
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -322,12 +324,21 @@ def _pack(out: Path, parts: list[Path]) -> None:
 
 
 def _in_parallel(work: Callable[[Any], Any], items: list[Any], *, workers: int) -> Iterable[Any]:
-    """`work` over items in order, in processes where there is more than one worker."""
+    """`work` over items in order, in processes where there is more than one worker.
+
+    Raises ValueError when one of them is killed, for want of memory for example.
+    """
     if workers <= 1:
         yield from map(work, items)
         return
-    with multiprocessing.get_context("fork").Pool(workers) as pool:
-        yield from pool.imap(work, items, chunksize=1)
+    with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
+        try:
+            yield from pool.map(work, items)
+        except BrokenProcessPool:
+            raise ValueError(
+                "a worker died, perhaps for want of memory; the same call goes on where it was, "
+                "and fewer workers need less"
+            ) from None
 
 
 def _replace(path: Path, content: bytes) -> None:
