@@ -37,7 +37,7 @@ def task() -> SeeingTask:
         ("how many", ("blue", "cross", "three"), [" three", " blue", " crosses"]),
         ("how many", ("blue", "cross", "one"), [" one", " blue", " cross"]),
         ("how many", ("blue", "shape", "two"), [" two", " blue", " shapes"]),
-        ("where", ("blue", "star", "left"), [" blue", " star"]),
+        ("where", ("blue", "star", "left"), [" blue", " star", " left"]),
         ("digit", ("0",), [" zero"]),
         ("read", ("hello",), ["e", "h", "l", "o"]),
     ],
