@@ -126,6 +126,20 @@ def test_the_codec_loss_is_that_of_generation(base: LoadedModel, rows: Path) -> 
             assert codec.item() == pytest.approx(float(wanted), rel=1e-4)
 
 
+def test_a_talker_that_speaks_needs_no_untrained_head(base: LoadedModel, rows: Path) -> None:
+    """Without the loss that follows the text what is left is that of the codes."""
+    omni = load(base.folder).omni
+    omni.thinker.requires_grad_(False)
+    batch = batch_of(base, rows)
+    whole = TalkerTask(omni.talker, omni.thinker, num_codes=1000)
+    plain = TalkerTask(omni.talker, omni.thinker, num_codes=1000, spelling=0.0)
+    plain.module.eval()
+    whole.module.eval()
+    loss, figures = plain.loss(batch)
+    assert figures.keys() == {"codec", "right"} and plain.speller is None
+    assert loss.item() == pytest.approx(whole.loss(batch)[1]["codec"].item(), rel=1e-6)
+
+
 def test_joint_training_reaches_the_thinker_through_its_states(
     base: LoadedModel, rows: Path
 ) -> None:

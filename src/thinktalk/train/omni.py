@@ -24,7 +24,7 @@ from thinktalk.train.job import Job, Tensors, put_back
 from thinktalk.train.losses import token_losses
 from thinktalk.train.packing import learned_rows
 from thinktalk.train.reading import read
-from thinktalk.train.stages import ThinkerStage
+from thinktalk.train.stages import RowStage, ThinkerStage
 from thinktalk.train.trainer import Task, to_device
 from thinktalk.weights import LoadedModel
 
@@ -172,7 +172,7 @@ def write_adapter(job: Job, weights: Tensors, folder: Path) -> None:
         adapters.save(weights, job.lora, job.out / ADAPTER, base=str(job.base))
 
 
-def choose_learners(omni: nn.Module, stage: ThinkerStage) -> None:
+def choose_learners(omni: nn.Module, stage: RowStage) -> None:
     """Lets learn what the stage says, by official names, and nothing else.
 
     Raises ValueError for a pattern that fits nothing.

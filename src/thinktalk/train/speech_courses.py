@@ -69,6 +69,7 @@ def prepare_talker(job: Job, stage: stages.TalkerStage) -> tuple[Task, Batches]:
         joint=stage.joint,
         text_weight=stage.text_weight,
         deaf=stage.deaf,
+        spelling=stage.spelling,
         held_out=job.held_out(stage, speech="needed"),
     )
     return task, job.loader(stage, speech="welcome" if stage.joint else "needed")

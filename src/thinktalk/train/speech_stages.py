@@ -10,13 +10,15 @@ from thinktalk.train.trainer import Stage
 class TalkerStage(RowStage):
     """joint: the Thinker learns, too, from its text (with this weight) and through its states.
     deaf: in this share of the samples the Talker hears words alone, see speaking.think.
-    even_voices: every speaker is drawn equally often. fresh: the Talker begins untrained."""
+    even_voices: every speaker is drawn equally often. fresh: the Talker begins untrained.
+    spelling: weight of the loss that follows the text, 0 for a Talker that speaks already."""
 
     learns: tuple[str, ...] = ("talker.*",)
     joint: bool = False
     text_weight: float = 1.0
     deaf: float = 0.0
     even_voices: bool = False
+    spelling: float = 0.3
     fresh: bool = False
 
 
@@ -63,7 +65,14 @@ def talker() -> TalkerStage:
 
 def talker_voice() -> TalkerStage:
     """As talker, on several speakers, each as often as the others."""
-    return replace(talker(), name="talker-voice", steps=1000, learning_rate=3e-5, even_voices=True)
+    return replace(
+        talker(),
+        name="talker-voice",
+        steps=1000,
+        learning_rate=3e-5,
+        even_voices=True,
+        spelling=0.0,
+    )
 
 
 def talker_dpo() -> PreferenceStage:

@@ -19,18 +19,18 @@ from thinktalk.train.packing import learned_rows
 from thinktalk.train.speaking import CodecClasses, Said, VoiceRows, num_said, speak, think
 from thinktalk.train.trainer import Task
 
-SPELLING_WEIGHT = 0.3
-
 
 class TalkerTask(Task):
     """Cross-entropy on the next codec id of every reply, behind the whole conversation.
 
     What is said earlier in the conversation is in the context as text and as the Thinker's states,
     not as codes: so it is when the model is used. Who speaks is told by the voice's token alone.
-    A second loss keeps track of the place in the text: CTC over the reply's tokens, through a head
-    that exists for training only. joint: the Thinker learns, too, from its own text loss and, back
-    through its states, from the Talker's. levels: of the quantiser that the codes come from.
-    deaf: see `think`. held_out: batches for evaluate().
+    A second loss, with the weight `spelling`, teaches to keep track of the place in the text: CTC
+    over the reply's tokens, through a head that exists for training only. That head begins
+    untrained: a Talker that speaks already needs none (0), it would be spoiled at first. joint: the
+    Thinker learns, too, from its own text loss and, back through its states, from the Talker's.
+    levels: of the quantiser that the codes come from. deaf: see `think`. held_out: batches for
+    evaluate().
     """
 
     def __init__(
@@ -44,12 +44,15 @@ class TalkerTask(Task):
         joint: bool = False,
         text_weight: float = 1.0,
         deaf: float = 0.0,
+        spelling: float = 0.3,
         held_out: Iterable[dict[str, Any]] = (),
     ):
         # scores of text tokens are products with their embeddings; the last output is CTC's blank
         width = thinker.model.embed_tokens.weight.shape[1]
-        self.spelling = nn.Linear(talker.config.hidden_size, width + 1)
-        self.module = nn.ModuleDict({"talker": talker, "spelling": self.spelling})
+        self.module = nn.ModuleDict({"talker": talker})
+        self.speller = None
+        if spelling:
+            self.speller = self.module["spelling"] = nn.Linear(talker.config.hidden_size, width + 1)
         self.voices = None
         if joint:
             self.module["thinker"] = thinker
@@ -58,7 +61,7 @@ class TalkerTask(Task):
             if voices := set(voices):
                 self.voices = self.module["voices"] = VoiceRows(voices, width)
         self.talker, self.thinker, self.joint = talker, thinker, joint
-        self.deaf = deaf
+        self.deaf, self.spelling = deaf, spelling
         self.levels, self.text_weight, self.held_out = levels, text_weight, list(held_out)
         self.classes = CodecClasses(talker, num_codes=num_codes)
 
@@ -78,10 +81,11 @@ class TalkerTask(Task):
         logits = self.classes.logits(self.talker, said.hidden)
         count = (said.labels != IGNORED).sum().clamp(min=1)
         codec = F.cross_entropy(logits, said.labels, ignore_index=IGNORED, reduction="sum") / count
-        spelling = self._spelling(said, batch)
-        right = (logits.argmax(-1) == said.labels).sum() / count
-        loss = codec + SPELLING_WEIGHT * spelling
-        figures = {"codec": codec, "spelling": spelling, "right": right}
+        loss, figures = codec, {"codec": codec}
+        if self.speller is not None:
+            spelling = self._spelling(said, batch, self.speller)
+            loss, figures = loss + self.spelling * spelling, figures | {"spelling": spelling}
+        figures["right"] = (logits.argmax(-1) == said.labels).sum() / count
         if self.joint:
             text = self._text(thoughts.hidden, batch)
             loss, figures = loss + self.text_weight * text, figures | {"text": text}
@@ -100,12 +104,12 @@ class TalkerTask(Task):
         losses, _ = token_losses(hidden.flatten(0, 1)[places], labels, logits=self.thinker.logits)
         return losses.sum() / (labels != IGNORED).sum().clamp(min=1)
 
-    def _spelling(self, said: Said, batch: dict[str, Any]) -> Tensor:
+    def _spelling(self, said: Said, batch: dict[str, Any], speller: nn.Module) -> Tensor:
         """CTC (Graves et al. 2006): the tokens of every reply, in order, somewhere along its codes.
 
         The classes are the tokens that the batch says, so that any vocabulary is affordable.
         """
-        told = self.spelling(said.hidden)
+        told = speller(said.hidden)
         replies = batch["spoken"].tolist()
         if not replies:
             return 0 * told.sum()
