@@ -1,4 +1,8 @@
-"""Talk to spark in real time: ask, cut in while it answers, and save what you would have heard."""
+"""Talk to spark in real time: show it a picture, ask aloud, ask on, and cut in while it counts.
+
+Saves what you would have heard. The recordings say "what do you see?", "what colour is it?",
+"count from one to nine." and "what is two plus three?".
+"""
 
 import time
 from pathlib import Path
@@ -10,13 +14,20 @@ from thinktalk.live.api import AudioDelta, ResponseDone, SpeechStarted, TextDelt
 from thinktalk.media.decode import load_audio
 from thinktalk.media.encode import write_wav
 
-question = load_audio(str(Path(__file__).parent / "question.wav"))  # float32, 16 kHz
-silence = np.zeros(16_000, np.float32)
-# the question, a pause in which the answer begins, the question again in the middle of it, a pause
-microphone = np.concatenate([silence, question, silence, question, *[silence] * 4])
+FOLDER = Path(__file__).parent
+see, colour, count, plus = (  # float32, 16 kHz
+    load_audio(str(FOLDER / f"{name}.wav")) for name in ("see", "colour", "count", "plus")
+)
+second = np.zeros(16_000, np.float32)
+answer = [second] * 4  # while it answers, nobody speaks
+# the last question comes in the middle of the counting
+microphone = np.concatenate(
+    [second, see, *answer, colour, *answer, count, second, second, plus, *answer]
+)
 
 engine = thinktalk.live(thinktalk.load("spark"))
 session = engine.open(voice="Chelsie", turn_detection=thinktalk.ServerVad())
+session.push_image(str(FOLDER / "picture.png"))
 heard, began = [], time.monotonic()
 for start in range(0, len(microphone), 320):  # 20 ms at a time, as a sound card gives it
     time.sleep(max(0.0, began + start / 16_000 - time.monotonic()))
@@ -29,7 +40,7 @@ for start in range(0, len(microphone), 320):  # 20 ms at a time, as a sound card
         elif isinstance(event, AudioDelta):
             heard.append(event.samples)
         elif isinstance(event, Truncated):
-            print(f"  [you have heard {event.audio_ms} ms of it: {event.text!r}]", end="")
+            print(f"  [you have heard {event.audio_ms} ms of it: {event.text!r}]")
         elif isinstance(event, ResponseDone):
             print(f"  [{event.status}]")
 session.close()
