@@ -1,8 +1,4 @@
-"""Talk to spark in real time: show it a picture, ask aloud, ask on, and cut in while it counts.
-
-Saves what you would have heard. The recordings say "what do you see?", "what colour is it?",
-"count from one to nine." and "what is two plus three?".
-"""
+"""Talk to spark in real time: show it a picture, ask aloud, ask on, and cut in while it counts."""
 
 import time
 from pathlib import Path
@@ -15,23 +11,19 @@ from thinktalk.media.decode import load_audio
 from thinktalk.media.encode import write_wav
 
 FOLDER = Path(__file__).parent
-see, colour, count, plus = (  # float32, 16 kHz
-    load_audio(str(FOLDER / f"{name}.wav")) for name in ("see", "colour", "count", "plus")
-)
-second = np.zeros(16_000, np.float32)
-answer = [second] * 4  # while it answers, nobody speaks
-# the last question comes in the middle of the counting
-microphone = np.concatenate(
-    [second, see, *answer, colour, *answer, count, second, second, plus, *answer]
-)
+pauses_s = {"see": 4, "colour": 4, "count": 2, "plus": 4}  # too short to count to nine
+microphone = [np.zeros(16_000, np.float32)]  # float32, 16 kHz
+for name, pause_s in pauses_s.items():
+    microphone += [load_audio(str(FOLDER / f"{name}.wav")), np.zeros(16_000 * pause_s, np.float32)]
+samples = np.concatenate(microphone)
 
 engine = thinktalk.live(thinktalk.load("spark"))
 session = engine.open(voice="Chelsie", turn_detection=thinktalk.ServerVad())
 session.push_image(str(FOLDER / "picture.png"))
 heard, began = [], time.monotonic()
-for start in range(0, len(microphone), 320):  # 20 ms at a time, as a sound card gives it
+for start in range(0, len(samples), 320):  # 20 ms at a time, as a sound card gives it
     time.sleep(max(0.0, began + start / 16_000 - time.monotonic()))
-    session.push_audio(microphone[start : start + 320], sample_rate=16_000)
+    session.push_audio(samples[start : start + 320], sample_rate=16_000)
     for event in session.events(timeout_s=0):
         if isinstance(event, SpeechStarted):
             print(f"\n{start / 16_000:5.2f} s  you speak")
