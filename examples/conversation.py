@@ -11,7 +11,7 @@ from thinktalk.media.decode import load_audio
 from thinktalk.media.encode import write_wav
 
 FOLDER = Path(__file__).parent
-pauses_s = {"see": 4, "colour": 4, "count": 2, "plus": 4}  # too short to count to nine
+pauses_s = {"see": 4, "colour": 4, "count": 2, "plus": 4}  # 2 s end before it has counted to nine
 microphone = [np.zeros(16_000, np.float32)]  # float32, 16 kHz
 for name, pause_s in pauses_s.items():
     microphone += [load_audio(str(FOLDER / f"{name}.wav")), np.zeros(16_000 * pause_s, np.float32)]

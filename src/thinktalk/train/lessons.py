@@ -78,7 +78,13 @@ def lessons() -> dict[str, Lesson]:
         "speaking": Lesson(
             "talker",
             ("replies", "sentences"),
-            {"steps": 3000, "learning_rate": 1e-4, "batch_tokens": 4096, "spelling": 0.0},
+            {
+                "steps": 3000,
+                "learning_rate": 1e-4,
+                "batch_tokens": 4096,
+                "deaf": 0.1,
+                "spelling": 0.0,
+            },
         ),
         "dpo": Lesson(
             "talker-dpo",

@@ -92,11 +92,9 @@ class OmniTask(Task):
 
     def _sums(self, batch: dict[str, Any]) -> tuple[Sums, dict[str, float]]:
         """Every figure's sum over the tokens that it is about, and how many these are."""
-        embeddings, hidden = read(self.thinker, batch)
         places, labels = learned_rows(wanted(batch))
-        losses, right = token_losses(
-            hidden.flatten(0, 1)[places], labels, logits=self.thinker.logits
-        )
+        embeddings, hidden = _read_at(places, self.thinker, batch)
+        losses, right = token_losses(hidden, labels, logits=self.thinker.logits)
         learned = labels != IGNORED
         of_kind = {"": learned, "alone": learned}
         samples = batch["segments"].flatten()[places]
@@ -110,22 +108,12 @@ class OmniTask(Task):
         sums = {_figure(name): losses[of_kind[name]].sum() for name in numbers}
         every = {_figure(name): number for name, number in numbers.items()}
         if self.before is not None:
-            moved = self._moved(batch, places, labels, now=(embeddings + hidden).flatten(0, 1))
+            with torch.no_grad():
+                then = _read_at(places, self.before, batch)
+                known = token_losses(then[1], labels, logits=self.before.logits)[1]
+            moved = _change((embeddings + hidden)[known], (then[0] + then[1])[known])
             sums["moved"], every["moved"] = moved.sum(), max(1.0, float(len(moved)))
         return sums | {"right": right.sum().float()}, every | {"right": numbers[""]}
-
-    def _moved(
-        self, batch: dict[str, Any], places: Tensor, labels: Tensor, *, now: Tensor
-    ) -> Tensor:
-        """How far the Talker's rows are from those of the start, at the tokens known then: [k]."""
-        assert self.before is not None
-        with torch.no_grad():
-            embeddings, hidden = read(self.before, batch)
-            hidden = hidden.flatten(0, 1)[places]
-            known = self.before.logits(hidden).argmax(-1) == labels
-            then = (embeddings.flatten(0, 1)[places] + hidden)[known].float()
-        apart = now[places][known].float() - then
-        return apart.square().sum(-1) / then.square().sum(-1)
 
 
 def prepare(job: Job, stage: ThinkerStage) -> tuple[Task, Batches]:
@@ -198,6 +186,17 @@ def wanted(batch: dict[str, Any]) -> Tensor:
 
 def num_learned(labels: Tensor) -> float:
     return float((labels != IGNORED).sum())
+
+
+def _read_at(places: Tensor, thinker: Thinker, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Embeddings and hidden states [n,C] at flat places [n] of a batch."""
+    embeddings, hidden = read(thinker, batch)
+    return embeddings.flatten(0, 1)[places], hidden.flatten(0, 1)[places]
+
+
+def _change(now: Tensor, then: Tensor) -> Tensor:
+    """[k,C] each -> |now - then|^2 / |then|^2, [k]."""
+    return (now - then).float().square().sum(-1) / then.float().square().sum(-1)
 
 
 def _figure(kind: str) -> str:
