@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from thinktalk.playroom import sounds
+from thinktalk.playroom import cases, sounds
 from thinktalk.playroom.sounds import Samples
+from thinktalk.playroom.talk import Case
 from thinktalk.playroom.words import COUNTED_SOUNDS, SOUNDS
 
 HZ = 16_000
@@ -171,6 +172,27 @@ def test_several_kinds_stand_in_one_recording(count: int, monkeypatch: pytest.Mo
         wave = sounds.mixed(count=count, rng=np.random.default_rng(seed))
         assert min(count, 2) <= len(kinds) == len(set(kinds)) <= count
         assert set(kinds) <= set(COUNTED_SOUNDS) and len(wave) < 10 * HZ
+
+
+def test_one_kind_stands_among_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[list[Samples]] = []
+    original = sounds._in_a_row
+
+    def in_a_row(events: list[Samples], **options: Any) -> Samples:
+        rows.append(events)
+        return original(events, **options)
+
+    monkeypatch.setattr(sounds, "_in_a_row", in_a_row)
+    orders, others = set(), set()
+    for seed in range(12):
+        case = Case("how often", None, (), "", shown=("beep", "four", "drum"))
+        cases.recording(np.random.default_rng(seed), case)
+        kinds = [id(event) for event in rows[-1]]
+        (beep,) = {id(event) for event in rows[-1] if between(event, 600, 1300) > 0.9}
+        assert kinds.count(beep) == 4 and len(set(kinds)) == 2
+        orders.add(tuple(kind == beep for kind in kinds))
+        others.add(len(kinds) - 4)
+    assert others == {1, 2, 3} and len(orders) > 8
 
 
 def test_recordings_differ_in_level_and_noise() -> None:

@@ -64,6 +64,19 @@ def test_sounds_of_several_kinds_are_counted_up_to_six() -> None:
     assert all("sounds" in case.question.lower() for case in several)
 
 
+def test_one_kind_is_counted_among_others() -> None:
+    """So that an answer names every kind with every number, held-out ones too."""
+    found = [case for case in draw("how often", "train", 400) if len(case.shown) == 3]
+    assert 50 < len(found) < 120
+    for case in found:
+        sound, number, other = case.shown
+        assert case.key is None and sound != other
+        assert sound in case.question.lower() and other not in case.question.lower()
+        assert re.fullmatch(rf"you hear {number} {sound}s?\.", case.answer)
+    assert {case.shown[:2] for case in found} & set(senses.shown("test", "how often"))
+    assert all(len(case.shown) == 2 for case in draw("how often", "test", 50))
+
+
 def test_train_cases_also_ask_for_the_order_of_two_of_three_sounds() -> None:
     pairs = set()
     for case in draw("order", "train", 400):

@@ -1,12 +1,18 @@
 """The first stage of seeing: what pictures are to be called, and that only the eye learns it."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from thinktalk.config import VisionConfig
 from thinktalk.generate import load_processor, load_tokenizer
+from thinktalk.media.video import video_patches
 from thinktalk.model.vision import VisionEncoder
+from thinktalk.playroom import cases
+from thinktalk.playroom.films import Film
+from thinktalk.playroom.scenes import ANY_COLOUR, COLOUR_VALUES, colour_value
 from thinktalk.playroom.talk import Case
 from thinktalk.train import seeing
 from thinktalk.train.seeing import SeeingTask, named
@@ -38,6 +44,10 @@ def task() -> SeeingTask:
         ("how many", ("blue", "cross", "one"), [" one", " blue", " cross"]),
         ("how many", ("blue", "shape", "two"), [" two", " blue", " shapes"]),
         ("where", ("blue", "star", "left"), [" blue", " star", " left"]),
+        ("where", ("colour", "star", "left"), [" star", " left"]),
+        ("motion", ("blue", "star", "moves left"), [" blue", " star", " moves", " left"]),
+        ("motion", ("blue", "star", "grows"), [" blue", " star", " grows"]),
+        ("motion", ("blue", "star", "stays still"), [" blue", " star"]),
         ("digit", ("0",), [" zero"]),
         ("read", ("hello",), ["e", "h", "l", "o"]),
     ],
@@ -97,3 +107,47 @@ def test_most_pictures_to_learn_from_are_small(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(seeing, "TASK_SHARES", {"read": 1.0})
     grids = learner.batch(np.random.default_rng(0), 40)["grids"]
     assert 0.5 < (grids[:, 1] <= 6).float().mean() < 0.9
+
+
+def test_what_moves_is_shown_by_two_frames_half_a_second_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    learner = task()
+    monkeypatch.setattr(seeing, "TASK_SHARES", {"motion": 1.0})
+    films = []
+    original = cases.film
+
+    def film(*arguments: Any) -> Film:
+        films.append(original(*arguments))
+        return films[-1]
+
+    monkeypatch.setattr(cases, "film", film)
+    batch = learner.batch(np.random.default_rng(0), 24)
+    sizes = batch["grids"].prod(-1).tolist()
+    pairs = batch["patches"].split(sizes)
+    for number, (film_shown, patches) in enumerate(zip(films, pairs, strict=True)):
+        before, behind = patches.view(-1, 3, 2, 14 * 14).unbind(2)
+        named = learner.tokenizer.decode(batch["words"][batch["pictures"] == number].tolist())
+        moving = any(word in named for word in ("moves", "grows", "shrinks"))
+        assert torch.equal(before, behind) != moving
+        frames = film_shown.frames
+        step = max(round(0.5 * film_shown.fps), 1)
+        cut = [
+            video_patches(f, processor=learner.processor)[0]
+            for f in np.stack((frames[:-step], frames[step:]), 1)
+        ]
+        assert any(np.array_equal(patches, each) for each in cut)
+
+
+def test_some_shades_have_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shape that is held out with every colour would be one that is never blue."""
+    learner = task()
+    monkeypatch.setattr(seeing, "TASK_SHARES", {"where": 1.0})
+    batch = learner.batch(np.random.default_rng(0), 200)
+    counts = torch.bincount(batch["pictures"]).tolist()
+    assert set(counts) == {2, 3} and 15 < counts.count(2) < 60
+    values = [colour_value(np.random.default_rng(seed), ANY_COLOUR) for seed in range(50)]
+    named = np.array(list(COLOUR_VALUES.values()))
+    assert all(np.abs(named - value).max(-1).min() >= 50 for value in values)
+    held_out = learner._pictures(np.random.default_rng(0), ["where"] * 50, "test")
+    assert set(held_out["pictures"].bincount().tolist()) == {3}

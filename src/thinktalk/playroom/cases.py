@@ -40,7 +40,8 @@ HISS_DB = (-75, -45)  # level of that silence
 CUT_SHARE = 0.06  # of spoken train questions that can break off
 CUT_AT = (0.3, 0.7)  # of their length
 BEFOREHAND_SHARE = 0.3  # of train cases: media in a message of their own, as clients show them
-OVERHEARD_SHARE = 0.15  # of transcribe cases: questions and answers about media
+# Of transcribe cases: questions and answers about media, which every page shows as they are said.
+OVERHEARD_SHARES: dict[Split, float] = {"train": 0.3, "test": 0.15}
 CHAT_SHARE = 0.2  # of train cases that stand in a longer conversation
 CHAT_TASKS = ("greet", "add", "subtract", "multiply", "opposite", "german", "capital", "count")
 NO_CHAT = ("tool", "transcribe")  # their system prompts are about nothing else
@@ -132,7 +133,7 @@ def make(
 def draw(rng: np.random.Generator, *, split: Split, task: str | None = None) -> Case:
     """A case of any task, talking or seeing and hearing; see `make`."""
     task = _known(task) if task else _any_task(rng, split)
-    if task == "transcribe" and rng.random() < OVERHEARD_SHARE:
+    if task == "transcribe" and rng.random() < OVERHEARD_SHARES[split]:
         return _overheard(rng, split)
     source = senses if task in MEDIUM else talk
     return source.sample(rng, split=split, task=task)
@@ -204,9 +205,13 @@ def recording(rng: np.random.Generator, case: Case) -> Samples:
     """What is heard in a case with a sound."""
     if case.task == "sound":
         return sounds.single(case.shown[0], rng=rng)
-    if case.shown[0] == senses.ANY_SOUND:
-        return sounds.mixed(count=NUMBERS.index(case.shown[1]), rng=rng)
-    return sounds.repeated(case.shown[0], count=NUMBERS.index(case.shown[1]), rng=rng)
+    kind, number, *others = case.shown
+    count = NUMBERS.index(number)
+    if kind == senses.ANY_SOUND:
+        return sounds.mixed(count=count, rng=rng)
+    if others:
+        return sounds.among(kind, count=count, other=others[0], rng=rng)
+    return sounds.repeated(kind, count=count, rng=rng)
 
 
 def film(

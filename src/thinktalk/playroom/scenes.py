@@ -28,6 +28,7 @@ COLOUR_VALUES = {
     "black": (20, 20, 20),
     "white": (250, 250, 250),
 }
+ANY_COLOUR = "colour"
 COLOUR_SPREAD = 18  # every channel, to both sides; the page allows 20
 GROUND_DISTANCE = 55  # of the ground from every colour on it, in some channel; the page asks 50
 LEAST_SIDE, MOST_SIDE = 112, 224
@@ -122,7 +123,11 @@ def placed_picture(
 
 
 def colour_value(rng: np.random.Generator, colour: str) -> Floats:
-    """A shade of a colour, [3] in 0..255."""
+    """A shade [3] in 0..255 of a colour, or of ANY_COLOUR: one that has no name here."""
+    while colour == ANY_COLOUR:
+        value = rng.uniform(0, 255, 3)
+        if all(np.abs(value - named).max() >= GROUND_DISTANCE for named in COLOUR_VALUES.values()):
+            return value
     spread = rng.uniform(-COLOUR_SPREAD, COLOUR_SPREAD, 3)
     return np.clip(np.array(COLOUR_VALUES[colour]) + spread, 0, 255)
 

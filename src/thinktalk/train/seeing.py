@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from thinktalk.media.image import Processor, patches
+from thinktalk.media.image import Floats, Grid, Processor, patches
 from thinktalk.media.tokenizer import Tokenizer
+from thinktalk.media.video import video_patches
 from thinktalk.model.thinker import Thinker
 from thinktalk.playroom import cases, scenes, senses, writing
 from thinktalk.playroom.scenes import Pixels
@@ -29,10 +30,17 @@ from thinktalk.train.trainer import Task, to_device
 # "shape" does. Its place is worth learning here: though positions are relative, how much of the
 # attention finds nothing on one side tells how near an edge is, and a decoder that has to work out
 # places by itself from the positions of tokens took hours without beginning to.
-TASK_SHARES = {"shape": 0.1, "where": 0.4, "digit": 0.25, "how many": 0.15, "read": 0.1}
+# What moves is seen in two frames, half a second apart, as one pair of a film holds them.
+TASK_SHARES = {
+    "shape": 0.1, "where": 0.25, "digit": 0.2, "how many": 0.2, "motion": 0.15, "read": 0.1,
+}  # fmt: skip
 # Most pictures of one thing are small: what fills four tokens costs a tenth of what lies somewhere
 # among forty. The others teach it to put together what lies in several windows of the encoder.
 CLOSE_SHARE = 0.7
+# What is held out are pairs of colour and shape: a shade without a name has no partner.
+ANY_COLOUR_SHARE = 0.25
+STILL = "stays still"
+PAIR_S = 0.5  # between the frames of a pair: films are read at two frames a second
 PIECES, PIECE_SHARE = (1, 1, 1, 2, 2, 3), 0.7  # letters of a word; how often not all are shown
 NUM_TEST_PICTURES = 48  # of every task
 
@@ -90,8 +98,8 @@ class SeeingTask(Task):
     def _pictures(self, rng: np.random.Generator, tasks: list[str], split: Split) -> dict[str, Any]:
         asked = [senses.sample(rng, split=split, task=task) for task in tasks]
         if split == "train":
-            asked = [_piece(rng, case) if case.task == "read" else case for case in asked]
-        seen = [patches(_picture(rng, case, split), processor=self.processor) for case in asked]
+            asked = [_alone(rng, case) for case in asked]
+        seen = [self._cut(_frames(rng, case, split)) for case in asked]
         names = [named(case) for case in asked]
         words = [[i for name in each for i in self.tokenizer.encode(name)] for each in names]
         return {
@@ -101,14 +109,35 @@ class SeeingTask(Task):
             "pictures": torch.tensor([n for n, each in enumerate(words) for _ in each]),
         }
 
+    def _cut(self, frames: Pixels) -> tuple[Floats, Grid]:
+        """The patches of a picture [1,H,W,3], or of a pair of frames."""
+        if len(frames) > 1:
+            return video_patches(frames, processor=self.processor)
+        return patches(frames[0], processor=self.processor)
 
-def _piece(rng: np.random.Generator, case: Case) -> Case:
-    """Mostly a few letters of the word: they are easier to tell apart where they stand alone."""
-    (word,) = case.shown
-    if rng.random() >= PIECE_SHARE:
-        return case
-    start = rng.integers(len(word))
-    return replace(case, shown=(word[start : start + rng.choice(PIECES)],))
+
+def _alone(rng: np.random.Generator, case: Case) -> Case:
+    """The case, or less of it to name: things are easier to tell apart where they stand alone."""
+    match case.task, case.shown:
+        case "read", (word,) if rng.random() < PIECE_SHARE:
+            start = rng.integers(len(word))
+            return replace(case, shown=(word[start : start + rng.choice(PIECES)],))
+        case "shape" | "where" | "how many" | "motion", (_, shape, *rest) if (
+            shape != senses.ANY_SHAPE and rng.random() < ANY_COLOUR_SHARE
+        ):
+            return replace(case, shown=(scenes.ANY_COLOUR, shape, *rest))
+    return case
+
+
+def _frames(rng: np.random.Generator, case: Case, split: Split) -> Pixels:
+    """uint8 [1,H,W,3], or [2,H,W,3] of the middle of a film, where nothing pauses."""
+    if case.task != "motion":
+        return _picture(rng, case, split)[None]
+    film = cases.film(rng, case, split)
+    step = max(round(PAIR_S * film.fps), 1)
+    first, behind = (math.ceil(0.2 * len(film.frames)), math.floor(0.8 * len(film.frames)))
+    start = int(rng.integers(first, max(behind - step, first) + 1))
+    return film.frames[[start, start + step]]
 
 
 def _picture(rng: np.random.Generator, case: Case, split: Split) -> Pixels:
@@ -132,7 +161,8 @@ def _picture(rng: np.random.Generator, case: Case, split: Split) -> Pixels:
 def named(case: Case) -> list[str]:
     """What a picture shows: words, spelled as inside a sentence; of a written word, its letters.
 
-    Letters are what a token sees of it, and they are the same in all words.
+    Letters are what a token sees of it, and they are the same in all words. What stays still looks
+    like a picture, and pictures are not called still.
     """
     match case.task, case.shown:
         case "read", (word,):
@@ -141,6 +171,8 @@ def named(case: Case) -> list[str]:
             words = [NUMBERS[writing.digit_of(int(number))]]
         case "how many", (colour, shape, number):
             words = [number, colour, shape if number == NUMBERS[1] else senses.plural(shape)]
+        case "motion", (*shown, motion):
+            words = [*shown, *(() if motion == STILL else motion.split())]
         case _, shown:
             words = list(shown)
-    return [f" {word}" for word in words]
+    return [f" {word}" for word in words if word != scenes.ANY_COLOUR]
