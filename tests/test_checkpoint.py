@@ -17,17 +17,12 @@ import numpy as np
 import pytest
 import torch
 from ranks import run_ranks
-from tiny import tiny_config
 from torch import Tensor, nn
 
 from thinktalk import parallel
-from thinktalk.model.thinker import Thinker
 from thinktalk.train import checkpoint
-from thinktalk.train.assemble import export
 from thinktalk.train.checkpoint import Checkpoints, all_complete, best_weights, read_rest
-from thinktalk.train.omni import OmniTask
 from thinktalk.train.trainer import Stage, Task, Training, is_done, train
-from thinktalk.weights import load
 
 STAGE = Stage(
     "square", steps=12, learning_rate=0.05, batch_size=4, warmup_steps=2, ema=0.9, bfloat16=False
@@ -311,59 +306,3 @@ def test_a_checkpoint_cannot_run_code(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(os, "system", lambda _: pytest.fail("it ran"))
     with pytest.raises(ValueError, match="has no business there"):
         best_weights(tmp_path)
-
-
-# ---- export
-
-
-class Reader(OmniTask):
-    """The Thinker of a checkpoint, and a head that exists for training only."""
-
-    def __init__(self, thinker: Thinker):
-        super().__init__(thinker)
-        self.module = nn.ModuleDict({"thinker": thinker, "head": nn.Linear(2, 2)})
-
-    def batch(self, rng: np.random.Generator, size: int) -> dict[str, Any]:
-        ids = torch.from_numpy(rng.integers(256, size=(size, 9)))
-        return {
-            "ids": ids,
-            "labels": ids.roll(-1, 1),
-            "positions": torch.arange(9).expand(3, size, 9),
-            "segments": torch.arange(size)[:, None].expand(size, 9),
-        }
-
-
-def test_what_was_trained_becomes_a_checkpoint_in_the_official_layout(
-    tmp_path: Path, tiny_checkpoint: Callable[[str], Path]
-) -> None:
-    base = tiny_checkpoint("7b")
-    stage = Stage("reader", steps=2, learning_rate=0.01, batch_size=2, bfloat16=False)
-    train(stage, Reader(load(base, dtype=torch.float32).omni.thinker), tmp_path / "run")
-    export(tmp_path / "run", base, tmp_path / "out", dtype=torch.float32)
-    before, after = load(base, dtype=torch.float32), load(tmp_path / "out", dtype=torch.float32)
-    trained = best_weights(tmp_path / "run")
-    for name, tensor in after.omni.state_dict().items():
-        if name.startswith("thinker."):
-            assert torch.equal(tensor, trained[name]), name
-        else:
-            assert torch.equal(tensor, before.omni.state_dict()[name]), name
-    weight = "thinker.lm_head.weight"
-    assert not torch.equal(trained[weight], before.omni.state_dict()[weight])
-    assert after.voices.keys() == before.voices.keys()
-    assert (tmp_path / "out" / "tokenizer.json").exists()
-    with pytest.raises(ValueError, match="no name is common"):
-        export(tmp_path / "run", base, tmp_path / "out", prefix="talker.")
-
-
-def test_another_geometry_is_not_exported(
-    tmp_path: Path, tiny_checkpoint: Callable[[str], Path]
-) -> None:
-    stage = Stage("reader", steps=1, learning_rate=0.01, batch_size=2, bfloat16=False)
-    config = tiny_config("7b").thinker_config
-    train(stage, Reader(Thinker(config)), tmp_path / "run")
-    task = Reader(Thinker(config))
-    task.thinker.lm_head = nn.Linear(64, 321, bias=False)
-    train(stage, task, tmp_path / "wider")
-    with pytest.raises(ValueError, match=r"thinker.lm_head.weight have other shapes"):
-        export(tmp_path / "wider", tiny_checkpoint("7b"), tmp_path / "out")
-    assert not (tmp_path / "out").exists()

@@ -109,7 +109,7 @@ def test_most_pictures_to_learn_from_are_small(monkeypatch: pytest.MonkeyPatch) 
     assert 0.5 < (grids[:, 1] <= 6).float().mean() < 0.9
 
 
-def test_what_moves_is_shown_by_two_frames_half_a_second_apart(
+def test_what_moves_is_shown_by_two_frames_as_films_are_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     learner = task()
@@ -131,7 +131,7 @@ def test_what_moves_is_shown_by_two_frames_half_a_second_apart(
         moving = any(word in named for word in ("moves", "grows", "shrinks"))
         assert torch.equal(before, behind) != moving
         frames = film_shown.frames
-        step = max(round(0.5 * film_shown.fps), 1)
+        step = 2 if film_shown.fps in (6, 8) else 1  # spark reads four frames a second
         cut = [
             video_patches(f, processor=learner.processor)[0]
             for f in np.stack((frames[:-step], frames[step:]), 1)

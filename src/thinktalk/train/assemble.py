@@ -19,7 +19,7 @@ from thinktalk.train.speech import VOICE_FRAMES
 from thinktalk.train.streams import Stream
 from thinktalk.train.vocabulary import train_bpe, write_tokenizer
 from thinktalk.train.voice import ENCODER_FILE, save_speech_encoder, voice_print
-from thinktalk.weights import LoadedModel, Voice, listing, load, save, write_json
+from thinktalk.weights import LoadedModel, Voice, load, save, write_json
 
 NUM_VOCABULARY_CASES = 20_000
 MIN_PIXELS, MAX_PIXELS = 56 * 56, 224 * 224  # of an image
@@ -83,33 +83,6 @@ def finish(model: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(model / ENCODER_FILE, out / ENCODER_FILE)
     save(load(model), out, dtype=torch.bfloat16, token2wav_dtype=torch.bfloat16)
-
-
-def export(
-    stage: Path,
-    base: str | Path,
-    out: Path,
-    *,
-    prefix: str = "",
-    dtype: torch.dtype | None = torch.bfloat16,
-    token2wav_dtype: torch.dtype | None = torch.float32,
-) -> None:
-    """Writes `base` with the weights that a stage trained to `out`, in the official layout.
-
-    base: a checkpoint as weights.load takes it. prefix: what the stage's names lack in front of the
-    official ones. Heads that exist for training only stay behind. Raises ValueError if the stage
-    trained nothing of such a model.
-    """
-    model = load(base)
-    known = model.omni.state_dict()
-    trained = {prefix + name: tensor for name, tensor in best_weights(stage).items()}
-    ours = {name: tensor for name, tensor in trained.items() if name in known}
-    unfit = [name for name in ours if ours[name].shape != known[name].shape]
-    if unfit or not ours:
-        what = f"{listing(unfit)} have other shapes" if unfit else "no name is common"
-        raise ValueError(f"{stage} did not train a model like {base}: {what}")
-    model.omni.load_state_dict(ours, strict=False)
-    save(model, out, dtype=dtype, token2wav_dtype=token2wav_dtype)
 
 
 def voices(streams: list[Stream]) -> dict[str, Voice]:

@@ -30,7 +30,7 @@ from thinktalk.train.trainer import Task, to_device
 # "shape" does. Its place is worth learning here: though positions are relative, how much of the
 # attention finds nothing on one side tells how near an edge is, and a decoder that has to work out
 # places by itself from the positions of tokens took hours without beginning to.
-# What moves is seen in two frames, half a second apart, as one pair of a film holds them.
+# What moves is seen in two frames, as one pair of a film holds them.
 TASK_SHARES = {
     "shape": 0.1, "where": 0.25, "digit": 0.2, "how many": 0.2, "motion": 0.15, "read": 0.1,
 }  # fmt: skip
@@ -40,7 +40,6 @@ CLOSE_SHARE = 0.7
 # What is held out are pairs of colour and shape: a shade without a name has no partner.
 ANY_COLOUR_SHARE = 0.25
 STILL = "stays still"
-PAIR_S = 0.5  # between the frames of a pair: films are read at two frames a second
 PIECES, PIECE_SHARE = (1, 1, 1, 2, 2, 3), 0.7  # letters of a word; how often not all are shown
 NUM_TEST_PICTURES = 48  # of every task
 
@@ -99,7 +98,8 @@ class SeeingTask(Task):
         asked = [senses.sample(rng, split=split, task=task) for task in tasks]
         if split == "train":
             asked = [_alone(rng, case) for case in asked]
-        seen = [self._cut(_frames(rng, case, split)) for case in asked]
+        rate = self.processor.video_fps
+        seen = [self._cut(_frames(rng, case, split, rate=rate)) for case in asked]
         names = [named(case) for case in asked]
         words = [[i for name in each for i in self.tokenizer.encode(name)] for each in names]
         return {
@@ -129,12 +129,15 @@ def _alone(rng: np.random.Generator, case: Case) -> Case:
     return case
 
 
-def _frames(rng: np.random.Generator, case: Case, split: Split) -> Pixels:
-    """uint8 [1,H,W,3], or [2,H,W,3] of the middle of a film, where nothing pauses."""
+def _frames(rng: np.random.Generator, case: Case, split: Split, *, rate: float) -> Pixels:
+    """uint8 [1,H,W,3], or [2,H,W,3] of the middle of a film, where nothing pauses.
+
+    rate: at how many frames per second films are read, as far as they have them.
+    """
     if case.task != "motion":
         return _picture(rng, case, split)[None]
     film = cases.film(rng, case, split)
-    step = max(round(PAIR_S * film.fps), 1)
+    step = max(round(film.fps / rate), 1)
     first, behind = (math.ceil(0.2 * len(film.frames)), math.floor(0.8 * len(film.frames)))
     start = int(rng.integers(first, max(behind - step, first) + 1))
     return film.frames[[start, start + step]]
