@@ -53,6 +53,8 @@ class Reference:
         text_stop: int | None = None,
         codec_stop: int | None = None,
         forced: Said | None = None,
+        max_text_tokens: int = MAX_TEXT_TOKENS,
+        max_codec_ids: int = MAX_CODEC_IDS,
     ) -> Run:
         """Greedy, with the Talker's penalty. text_stop and codec_stop: other ids that end the reply
         and the speech. forced: says these ids instead of its own.
@@ -75,11 +77,11 @@ class Reference:
                 **prompt,
                 use_audio_in_video=is_sounding(turns),
                 speaker=voice,
-                thinker_max_new_tokens=MAX_TEXT_TOKENS,
+                thinker_max_new_tokens=max_text_tokens,
                 thinker_do_sample=False,
                 thinker_eos_token_id=text_stop,
                 thinker_logits_processor=LogitsProcessorList(text_rule),
-                talker_max_new_tokens=MAX_CODEC_IDS,
+                talker_max_new_tokens=max_codec_ids,
                 talker_do_sample=False,
                 talker_eos_token_id=stops,
                 talker_logits_processor=LogitsProcessorList(codec_rule),

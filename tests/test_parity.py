@@ -13,6 +13,8 @@ from omni_cases import (
     CASES,
     MAX_CODEC_IDS,
     MAX_TEXT_TOKENS,
+    SYSTEM,
+    Part,
     Run,
     Turns,
     checksum,
@@ -26,8 +28,9 @@ from tiny import GEOMETRIES
 from torch import Tensor
 
 import thinktalk
+from thinktalk.generate import load_tokenizer
 from thinktalk.model.code2wav import frame_noise
-from thinktalk.weights import LoadedModel
+from thinktalk.weights import LoadedModel, find
 
 PATH = Path(__file__).parent / "golden" / "omni.safetensors"
 TOLERANCE = 1e-4  # of the largest value of the reference
@@ -187,7 +190,8 @@ def reference(tiny_checkpoint: Callable[[str], Path]) -> Callable:
 
     def reference_of(geometry: str) -> Reference:
         if geometry not in made:
-            made[geometry] = Reference(tiny_checkpoint(geometry))
+            folder = find("spark") if geometry == "spark" else tiny_checkpoint(geometry)
+            made[geometry] = Reference(folder)
         return made[geometry]
 
     return reference_of
@@ -206,4 +210,31 @@ def test_random_prompts(load: Loader, reference: Callable, geometry: str, seed: 
     expected = everything(theirs)
     errors = {name: max_error(value, expected[name]) for name, value in everything(ours).items()}
     report(geometry, "live", turns, "max error", **errors)
+    assert max(errors.values()) < TOLERANCE, errors
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize(
+    ("question", "said"),
+    [
+        ([("text", "what is the capital of france?")], "the capital of france is paris."),
+        ([("image", 96, 120), ("text", "what do you see?")], ""),
+        ([("audio", 2.5)], ""),
+    ],
+    ids=["text", "picture", "sound"],
+)
+def test_spark_says_the_same_in_the_reference(
+    reference: Callable, question: list[Part], said: str
+) -> None:
+    """The shipped checkpoint, whole replies: the same text and the same codec ids."""
+    turns: Turns = [SYSTEM, ("user", question)]
+    longest = {"max_text_tokens": 40, "max_codec_ids": 400}
+    model = thinktalk.load("spark", dtype=torch.float32)
+    theirs, ours = reference("spark").answer(turns, **longest), answer(model, turns, **longest)
+    assert ours.prompt_ids == theirs.prompt_ids
+    assert (ours.text_ids, ours.codec_ids) == theirs.said
+    assert len(ours.text_ids) < 40 and len(ours.codec_ids) < 400, "the reply was cut"
+    assert load_tokenizer(model.folder).decode(ours.text_ids).startswith(said)
+    errors = {q: max_error(getattr(ours, q), getattr(theirs, q)) for q in QUANTITIES}
+    report("spark", "live", turns, "max error", **errors)
     assert max(errors.values()) < TOLERANCE, errors
