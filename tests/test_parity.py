@@ -6,6 +6,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -228,7 +229,7 @@ def test_spark_says_the_same_in_the_reference(
 ) -> None:
     """The shipped checkpoint, whole replies: the same text and the same codec ids."""
     turns: Turns = [SYSTEM, ("user", question)]
-    longest = {"max_text_tokens": 40, "max_codec_ids": 400}
+    longest: dict[str, Any] = {"max_text_tokens": 40, "max_codec_ids": 400}
     model = thinktalk.load("spark", dtype=torch.float32)
     theirs, ours = reference("spark").answer(turns, **longest), answer(model, turns, **longest)
     assert ours.prompt_ids == theirs.prompt_ids
