@@ -4,7 +4,7 @@
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +81,7 @@ def test_float32(load: Loader, geometry: str, case: str) -> None:
     assert run.codec_ids == golden["codec_ids"].tolist()
     at_limit = len(run.text_ids) == MAX_TEXT_TOKENS and len(run.codec_ids) == MAX_CODEC_IDS
     assert at_limit == (case != "stopped") and run.text_ids and run.codec_ids
-    ours = run.slices()
-    errors = {name: max_error(ours[name], golden[name]) for name in QUANTITIES}
-    report(geometry, "float32", case, "max error", **errors)
-    assert max(errors.values()) < TOLERANCE, errors
+    assert_near(run.slices(), golden, geometry, "float32", case)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -127,6 +124,13 @@ def test_positions_of_the_reply(load: Loader, geometry: str) -> None:
 def report(*what: object, **numbers: float) -> None:
     """A line for `pytest -rP`."""
     print(*what, {name: float(f"{number:.2g}") for name, number in numbers.items()})
+
+
+def assert_near(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], *what: object) -> None:
+    """Every quantity within the tolerance, and a line about it."""
+    errors = {name: max_error(ours[name], theirs[name]) for name in QUANTITIES}
+    report(*what, "max error", **errors)
+    assert max(errors.values()) < TOLERANCE, errors
 
 
 def everything(run: Run) -> dict[str, Tensor]:
@@ -208,10 +212,7 @@ def test_random_prompts(load: Loader, reference: Callable, geometry: str, seed: 
     ours = answer(load(geometry), turns, voice=voice, seed=seed)
     assert ours.prompt_ids == theirs.prompt_ids
     assert (ours.text_ids, ours.codec_ids) == theirs.said
-    expected = everything(theirs)
-    errors = {name: max_error(value, expected[name]) for name, value in everything(ours).items()}
-    report(geometry, "live", turns, "max error", **errors)
-    assert max(errors.values()) < TOLERANCE, errors
+    assert_near(everything(ours), everything(theirs), geometry, "live", turns)
 
 
 @pytest.mark.reference
@@ -236,6 +237,4 @@ def test_spark_says_the_same_in_the_reference(
     assert (ours.text_ids, ours.codec_ids) == theirs.said
     assert len(ours.text_ids) < 40 and len(ours.codec_ids) < 400, "the reply was cut"
     assert load_tokenizer(model.folder).decode(ours.text_ids).startswith(said)
-    errors = {q: max_error(getattr(ours, q), getattr(theirs, q)) for q in QUANTITIES}
-    report("spark", "live", turns, "max error", **errors)
-    assert max(errors.values()) < TOLERANCE, errors
+    assert_near(everything(ours), everything(theirs), "spark", "live", turns)
