@@ -14,8 +14,10 @@ from thinktalk.playroom import cases
 from thinktalk.playroom.films import Film
 from thinktalk.playroom.scenes import ANY_COLOUR, COLOUR_VALUES, colour_value
 from thinktalk.playroom.talk import Case
+from thinktalk.playroom.words import NUMBERS
 from thinktalk.train import seeing
 from thinktalk.train.seeing import SeeingTask, named
+from thinktalk.train.spots import LETTERS
 from thinktalk.weights import find, load
 
 
@@ -49,7 +51,8 @@ def task() -> SeeingTask:
         ("motion", ("blue", "star", "grows"), [" blue", " star", " grows"]),
         ("motion", ("blue", "star", "stays still"), [" blue", " star"]),
         ("digit", ("0",), [" zero"]),
-        ("read", ("hello",), ["e", "h", "l", "o"]),
+        ("read", ("hello",), [" hello"]),
+        ("read", ("hel",), []),
     ],
 )
 def test_descriptions(name: str, shown: tuple[str, ...], words: list[str]) -> None:
@@ -84,7 +87,7 @@ def test_a_picture_counts_as_right_if_its_words_come_first(
     monkeypatch.setattr(seeing, "TASK_SHARES", {"digit": 1.0})
     monkeypatch.setattr(seeing, "NUM_TEST_PICTURES", 4)
 
-    def scores(batch: dict) -> torch.Tensor:
+    def scores(tokens: torch.Tensor, batch: dict) -> torch.Tensor:
         """All are called by their names but the last, which is called zero, or four if it is."""
         table = torch.zeros(4, len(learner.thinker.model.embed_tokens.weight))
         table[batch["pictures"], batch["words"]] = 1.0
@@ -107,6 +110,35 @@ def test_most_pictures_to_learn_from_are_small(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(seeing, "TASK_SHARES", {"read": 1.0})
     grids = learner.batch(np.random.default_rng(0), 40)["grids"]
     assert 0.5 < (grids[:, 1] <= 6).float().mean() < 0.9
+
+
+def test_tokens_are_asked_for_things_and_letters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only in pictures that have such; and no word is asked for where a piece of one is shown."""
+    learner = task()
+    monkeypatch.setattr(seeing, "TASK_SHARES", {"read": 0.5, "how many": 0.3, "shape": 0.2})
+    batch = learner.batch(np.random.default_rng(0), 60)
+    counts = (batch["grids"].prod(-1) // 4).tolist()
+    things, letters = (batch[name].split(counts) for name in ("things", "letters"))
+    words = [batch["words"][batch["pictures"] == n].tolist() for n in range(60)]
+    told = [learner.tokenizer.decode(each).split() for each in words]
+    numbers = dict(zip(NUMBERS[1:10], range(1, 10), strict=True))
+    kinds = set()
+    for named_words, thing, letter in zip(told, things, letters, strict=True):
+        if letter.max() >= 0:
+            spelled = "".join(["", *LETTERS][i] for i in letter.flatten().tolist())
+            kinds.add(("word", len(named_words)))
+            assert thing.max() < 0
+            assert (
+                not named_words
+                or sorted(spelled) == sorted(named_words[0])
+                or "ß" in named_words[0]
+            )
+        elif thing.max() >= 0:
+            kinds.add("things")
+            assert thing.sum() == numbers[named_words[0]]
+        else:
+            kinds.add("shape")
+    assert kinds == {("word", 0), ("word", 1), "things", "shape"}
 
 
 def test_what_moves_is_shown_by_two_frames_as_films_are_read(

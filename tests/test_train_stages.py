@@ -246,7 +246,7 @@ def test_transcripts_are_what_a_typed_question_spells(run: Path, data: Path) -> 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(spark, "spark_config", small_config)
         task = recipe._align_task(data, run)
-    targets = task.transcriber.targets(["The red bird, grün!", "what?"])
+    targets = task.transcriber.targets(["The red bird, grün!", "what?"], [])
     words = [word - 1 for word in targets["words"].tolist()]
     tokenizer = Tokenizer.from_folder(run / "text")
     assert words == tokenizer.encode("the red bird grün") + tokenizer.encode("what")

@@ -78,6 +78,13 @@ def counted_picture(
     rng: np.random.Generator, *, colour: str, shape: str, count: int, split: Split
 ) -> Pixels:
     """`count` shapes of one kind and colour that do not overlap."""
+    return counted(rng, colour=colour, shape=shape, count=count, split=split)[0]
+
+
+def counted(
+    rng: np.random.Generator, *, colour: str, shape: str, count: int, split: Split
+) -> tuple[Pixels, Floats]:
+    """The same, and where the shapes' middles are: (x, y) [count,2]."""
     canvas, value = _canvas(rng, colour, side=_counting_side(rng, count))
     height, width, _ = canvas.shape
     corners = outline(rng, shape, split=split)
@@ -89,7 +96,7 @@ def counted_picture(
     smooth = _smooth(rng, split)
     for form, (x, y, size) in zip(forms, placed, strict=True):
         paint(canvas, form, centre=(x, y), size=size, value=value, smooth=smooth)
-    return finish(rng, canvas, split=split)
+    return finish(rng, canvas, split=split), np.array(placed)[:, :2]
 
 
 def placed_picture(

@@ -71,16 +71,17 @@ def mixed(*, count: int, rng: np.random.Generator) -> Samples:
         kinds = [str(kind) for kind in rng.choice(list(COUNTED_SOUNDS), size=count)]
         if count == 1 or len(set(kinds)) > 1:
             break
-    return _row_of(kinds, rng=rng)
+    return row(kinds, rng=rng)
 
 
 def among(sound: str, *, count: int, other: str, rng: np.random.Generator) -> Samples:
     """A recording of `count` events of a sound with one to three of another between or around."""
     kinds = [sound] * count + [other] * int(rng.integers(1, 4))
-    return _row_of([str(kind) for kind in rng.permutation(kinds)], rng=rng)
+    return row([str(kind) for kind in rng.permutation(kinds)], rng=rng)
 
 
-def _row_of(kinds: Sequence[str], *, rng: np.random.Generator) -> Samples:
+def row(kinds: Sequence[str], *, rng: np.random.Generator) -> Samples:
+    """A recording of these events, one after the other; those of a kind are alike."""
     events = {kind: make(kind, rng=rng, longest_s=LONGEST_COUNTED_S) for kind in sorted(set(kinds))}
     return _in_a_row([events[kind] for kind in kinds], rng=rng)
 

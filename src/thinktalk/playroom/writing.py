@@ -7,6 +7,7 @@ from the system; DejaVu Serif and Liberation Mono are for tests.
 
 from functools import lru_cache
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +117,14 @@ def word_picture(
     rng: np.random.Generator, *, word: str, split: Split, close: bool = False
 ) -> Pixels:
     """One printed word; in the split's fonts. close: little around it."""
+    return written(rng, word=word, split=split, close=close)[0]
+
+
+def written(
+    rng: np.random.Generator, *, word: str, split: Split, close: bool = False
+) -> tuple[Pixels, Floats]:
+    """The same, and where the letters' middles are: (x, y) [letters,2], those of `word` or, where
+    it is in capitals and an ß became two, one more."""
     names = TEST_FONTS if split == "test" else TRAIN_FONTS
     if not word.isascii():
         names = tuple(name for name in names if not name.startswith("cm"))  # they lack ä ö ü ß
@@ -138,13 +147,15 @@ def word_picture(
     y = int(rng.integers(4, height - (bottom - top) - 4 + 1)) - top
     ink = tuple(round(float(n)) for n in value)
     ImageDraw.Draw(canvas).text((x, y), word, fill=ink, font=_font(name, size))
+    middle = (x + (left + right) / 2, y + (top + bottom) / 2)
+    ends = [_font(name, size).getlength(word[:n]) for n in range(len(word) + 1)]
+    letters = np.array([(x + (a + b) / 2, middle[1]) for a, b in pairwise(ends)])
     if split == "train" and rng.random() < 0.3:
-        middle = (x + (left + right) / 2, y + (top + bottom) / 2)
-        paper = tuple(round(float(n)) for n in ground)
-        canvas = canvas.rotate(
-            rng.uniform(-4, 4), Image.Resampling.BILINEAR, center=middle, fillcolor=paper
-        )
-    return finish(rng, np.array(canvas), split=split)
+        angle, paper = rng.uniform(-4, 4), tuple(round(float(n)) for n in ground)
+        canvas = canvas.rotate(angle, Image.Resampling.BILINEAR, center=middle, fillcolor=paper)
+        c, s = np.cos(np.radians(angle)), np.sin(np.radians(angle))
+        letters = (letters - middle) @ np.array(((c, -s), (s, c))) + middle
+    return finish(rng, np.array(canvas), split=split), letters
 
 
 def _ink_and_ground(rng: np.random.Generator) -> tuple[Floats, Floats]:

@@ -3,6 +3,7 @@
 As in align.py the text side stays frozen. Pictures are drawn anew for every batch: of 1 437
 handwritten digits and some hundred words in a few fonts an encoder of this size knows nothing
 until it has seen many renderings, and here one costs a tenth of what it costs with the decoder.
+What single tokens shall see (spots.py) stands beside the names of the whole picture.
 Shapes: n tokens of B pictures, V text tokens.
 """
 
@@ -15,15 +16,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from thinktalk.media.image import Floats, Grid, Processor, patches
+from thinktalk.media.image import Floats as Patches
+from thinktalk.media.image import Grid, Processor, patches
 from thinktalk.media.tokenizer import Tokenizer
 from thinktalk.media.video import video_patches
 from thinktalk.model.thinker import Thinker
-from thinktalk.playroom import cases, scenes, senses, writing
-from thinktalk.playroom.scenes import Pixels
+from thinktalk.playroom import cases, scenes, senses, talk, writing
+from thinktalk.playroom.scenes import Floats, Pixels
 from thinktalk.playroom.talk import Case, Split
 from thinktalk.playroom.words import NUMBERS
 from thinktalk.train.losses import side_by_side
+from thinktalk.train.spots import NAMES, Spots, letters_in, nothing, things_in
 from thinktalk.train.trainer import Task, to_device
 
 # Shares of the pictures. "where" also brings together the colours and shapes that no picture of
@@ -32,7 +35,7 @@ from thinktalk.train.trainer import Task, to_device
 # places by itself from the positions of tokens took hours without beginning to.
 # What moves is seen in two frames, as one pair of a film holds them.
 TASK_SHARES = {
-    "shape": 0.1, "where": 0.25, "digit": 0.2, "how many": 0.2, "motion": 0.15, "read": 0.1,
+    "shape": 0.1, "where": 0.1, "digit": 0.2, "how many": 0.2, "motion": 0.15, "read": 0.25,
 }  # fmt: skip
 # Most pictures of one thing are small: what fills four tokens costs a tenth of what lies somewhere
 # among forty. The others teach it to put together what lies in several windows of the encoder.
@@ -40,7 +43,8 @@ CLOSE_SHARE = 0.7
 # What is held out are pairs of colour and shape: a shade without a name has no partner.
 ANY_COLOUR_SHARE = 0.25
 STILL = "stays still"
-PIECES, PIECE_SHARE = (1, 1, 1, 2, 2, 3), 0.7  # letters of a word; how often not all are shown
+PIECES, PIECE_SHARE = (1, 1, 1, 2, 2, 3), 0.2  # letters of a word; how often not all are shown
+SPOTS_WEIGHT = 1.0
 NUM_TEST_PICTURES = 48  # of every task
 
 
@@ -50,13 +54,15 @@ class SeeingTask(Task):
     The score of a word is that of the token that says it most clearly, as a product with the
     Thinker's frozen embedding of the word, so that what is seen comes to lie where its name lies.
     The loss asks for each word of the description among all words, in no order. (CTC, which taught
-    the ear, stays at its blank here: a picture is not read from left to right.)
+    the ear, stays at its blank here: a picture is not read from left to right.) Of counted things
+    and of writing each token shall tell, too, what lies in its own square.
     """
 
     def __init__(self, thinker: Thinker, tokenizer: Tokenizer, processor: Processor):
         thinker.requires_grad_(False)
         thinker.visual.requires_grad_(True)
-        self.module = nn.ModuleDict({"thinker": thinker})
+        self.spots = Spots(thinker.config.text_config.hidden_size)
+        self.module = nn.ModuleDict({"thinker": thinker, "spots": self.spots})
         self.thinker, self.tokenizer, self.processor = thinker, tokenizer, processor
 
     def batch(self, rng: np.random.Generator, size: int) -> dict[str, Any]:
@@ -64,9 +70,12 @@ class SeeingTask(Task):
         return self._pictures(rng, [str(task) for task in drawn], "train")
 
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        names = self._scores(batch).log_softmax(-1)
-        loss = -names[batch["pictures"], batch["words"]].mean()
-        return loss, {"words": loss}
+        tokens = self._tokens(batch)
+        names = self._scores(tokens, batch).log_softmax(-1)
+        figures = {"words": -names[batch["pictures"], batch["words"]].mean()}
+        figures |= self.spots.losses(tokens, batch)
+        loss = figures["words"] + SPOTS_WEIGHT * (figures["things"] + figures["letters"])
+        return loss, figures
 
     def weight(self, batch: dict[str, Any]) -> float:
         return len(batch["words"])
@@ -77,7 +86,7 @@ class SeeingTask(Task):
         for number, task in enumerate(TASK_SHARES):
             rng = np.random.default_rng(number)
             batch = to_device(self._pictures(rng, [task] * NUM_TEST_PICTURES, "test"), device)
-            scores = self._scores(batch)
+            scores = self._scores(self._tokens(batch), batch)
             least = scores.new_full((len(scores),), math.inf)
             wanted = scores[batch["pictures"], batch["words"]]
             least = least.scatter_reduce(0, batch["pictures"], wanted, "amin")
@@ -85,10 +94,13 @@ class SeeingTask(Task):
             figures[task.replace(" ", "_")] = (least > scores.amax(-1)).float().mean().item()
         return figures
 
-    def _scores(self, batch: dict[str, Any]) -> Tensor:
+    def _tokens(self, batch: dict[str, Any]) -> Tensor:
+        """[n,C]"""
+        return self.thinker.visual(batch["patches"], batch["grids"].cpu())
+
+    def _scores(self, tokens: Tensor, batch: dict[str, Any]) -> Tensor:
         """How clearly each picture says each text token: [B,V]."""
         grids, table = batch["grids"].cpu(), self.thinker.model.embed_tokens.weight
-        tokens = self.thinker.visual(batch["patches"], grids)
         each = F.linear(tokens, table).float() * table.shape[1] ** -0.5  # [n,V]
         counts = grids.prod(-1) // self.thinker.config.vision_config.spatial_merge_size**2
         all_of_one = side_by_side(each, counts, fill=-math.inf)  # [longest,B,V]
@@ -99,21 +111,41 @@ class SeeingTask(Task):
         if split == "train":
             asked = [_alone(rng, case) for case in asked]
         rate = self.processor.video_fps
-        seen = [self._cut(_frames(rng, case, split, rate=rate)) for case in asked]
-        names = [named(case) for case in asked]
-        words = [[i for name in each for i in self.tokenizer.encode(name)] for each in names]
+        drawn = [_frames(rng, case, split, rate=rate) for case in asked]
+        seen = [self._cut(frames) for frames, _ in drawn]
+        spots = [
+            self._spots(case, frames, middles, grid)
+            for case, (frames, middles), (_, grid) in zip(asked, drawn, seen, strict=True)
+        ]
+        words = [[i for name in named(case) for i in self.tokenizer.encode(name)] for case in asked]
         return {
             "patches": torch.from_numpy(np.concatenate([each for each, _ in seen])),
             "grids": torch.tensor([grid for _, grid in seen]),
-            "words": torch.tensor([word for each in words for word in each]),
+            "words": torch.tensor([word for each in words for word in each], dtype=torch.long),
             "pictures": torch.tensor([n for n, each in enumerate(words) for _ in each]),
+            **{name: torch.cat([each[name] for each in spots]) for name in NAMES},
         }
 
-    def _cut(self, frames: Pixels) -> tuple[Floats, Grid]:
+    def _cut(self, frames: Pixels) -> tuple[Patches, Grid]:
         """The patches of a picture [1,H,W,3], or of a pair of frames."""
         if len(frames) > 1:
             return video_patches(frames, processor=self.processor)
         return patches(frames[0], processor=self.processor)
+
+    def _spots(
+        self, case: Case, frames: Pixels, middles: Floats | None, grid: Grid
+    ) -> dict[str, Tensor]:
+        """What the tokens of a picture shall see, where that is known."""
+        spots = nothing(grid, self.processor)
+        size = (frames.shape[1], frames.shape[2])
+        if middles is None:
+            return spots
+        if case.task == "how many":
+            return spots | {"things": things_in(middles, size, grid, self.processor)}
+        word = case.shown[0]
+        if len(middles) > len(word):
+            word = word.replace("ß", "ss")
+        return spots | {"letters": letters_in(word, middles, size, grid, self.processor)}
 
 
 def _alone(rng: np.random.Generator, case: Case) -> Case:
@@ -129,13 +161,41 @@ def _alone(rng: np.random.Generator, case: Case) -> Case:
     return case
 
 
-def _frames(rng: np.random.Generator, case: Case, split: Split, *, rate: float) -> Pixels:
-    """uint8 [1,H,W,3], or [2,H,W,3] of the middle of a film, where nothing pauses.
+def _frames(
+    rng: np.random.Generator, case: Case, split: Split, *, rate: float
+) -> tuple[Pixels, Floats | None]:
+    """uint8 [1,H,W,3], or [2,H,W,3] of the middle of a film, where nothing pauses; and the middles
+    of counted things or of letters, (x, y) [k,2].
 
     rate: at how many frames per second films are read, as far as they have them.
     """
-    if case.task != "motion":
-        return _picture(rng, case, split)[None]
+    close = split == "train" and rng.random() < CLOSE_SHARE
+    match case.task, case.shown:
+        case "how many", (colour, shape, number):
+            count = NUMBERS.index(number)
+            picture, middles = scenes.counted(
+                rng, colour=colour, shape=shape, count=count, split=split
+            )
+            return picture[None], middles
+        case "read", (word,):
+            picture, middles = writing.written(rng, word=word, split=split, close=close)
+            return picture[None], middles
+        case "motion", _:
+            return _two_frames(rng, case, split, rate=rate), None
+        case "shape", (colour, shape) if close:
+            picture = scenes.shape_picture(rng, colour=colour, shape=shape, split=split, close=True)
+        case "where", (colour, shape, place) if close:
+            picture = scenes.placed_picture(
+                rng, colour=colour, shape=shape, place=place, split=split, close=True
+            )
+        case "digit", (number,) if close:
+            picture = writing.digit_picture(rng, number=int(number), split=split, close=True)
+        case _:
+            picture = cases.picture(rng, case, split)
+    return picture[None], None
+
+
+def _two_frames(rng: np.random.Generator, case: Case, split: Split, *, rate: float) -> Pixels:
     film = cases.film(rng, case, split)
     step = max(round(film.fps / rate), 1)
     first, behind = (math.ceil(0.2 * len(film.frames)), math.floor(0.8 * len(film.frames)))
@@ -143,33 +203,14 @@ def _frames(rng: np.random.Generator, case: Case, split: Split, *, rate: float) 
     return film.frames[[start, start + step]]
 
 
-def _picture(rng: np.random.Generator, case: Case, split: Split) -> Pixels:
-    if split == "test":
-        return cases.picture(rng, case, split)
-    close = rng.random() < CLOSE_SHARE
-    match case.task, case.shown:
-        case "shape", (colour, shape):
-            return scenes.shape_picture(rng, colour=colour, shape=shape, split=split, close=close)
-        case "where", (colour, shape, place):
-            return scenes.placed_picture(
-                rng, colour=colour, shape=shape, place=place, split=split, close=close
-            )
-        case "digit", (number,):
-            return writing.digit_picture(rng, number=int(number), split=split, close=close)
-        case "read", (word,):
-            return writing.word_picture(rng, word=word, split=split, close=close)
-    return cases.picture(rng, case, split)
-
-
 def named(case: Case) -> list[str]:
-    """What a picture shows: words, spelled as inside a sentence; of a written word, its letters.
+    """What a picture shows: words, spelled as inside a sentence; none for a piece of a word.
 
-    Letters are what a token sees of it, and they are the same in all words. What stays still looks
-    like a picture, and pictures are not called still.
+    What stays still looks like a picture, and pictures are not called still.
     """
     match case.task, case.shown:
-        case "read", (word,):
-            return sorted(set(word))
+        case "read", (word,) if word not in talk.vocabulary():
+            words = []
         case "digit", (number,):
             words = [NUMBERS[writing.digit_of(int(number))]]
         case "how many", (colour, shape, number):
