@@ -1,5 +1,6 @@
 """The first stage of seeing: what pictures are to be called, and that only the eye learns it."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,12 @@ from thinktalk.playroom.scenes import ANY_COLOUR, COLOUR_VALUES, colour_value
 from thinktalk.playroom.talk import Case
 from thinktalk.playroom.words import NUMBERS
 from thinktalk.train import seeing
-from thinktalk.train.seeing import SeeingTask, named
+from thinktalk.train.seeing import EVERYTHING, LETTERS_FIRST, Look, SeeingTask, named
 from thinktalk.train.spots import LETTERS
 from thinktalk.weights import find, load
 
 
-def task() -> SeeingTask:
+def task(shares: dict[str, float], look: Look = EVERYTHING) -> SeeingTask:
     model = load(find("spark"), dtype=torch.float32)
     thinker = model.omni.thinker
     torch.manual_seed(0)
@@ -35,7 +36,8 @@ def task() -> SeeingTask:
             fullatt_block_indexes=(1,),
         )
     )
-    return SeeingTask(thinker, load_tokenizer(model.folder), load_processor(model.folder))
+    look = replace(look, shares=shares)
+    return SeeingTask(thinker, load_tokenizer(model.folder), load_processor(model.folder), look)
 
 
 @pytest.mark.parametrize(
@@ -59,10 +61,9 @@ def test_descriptions(name: str, shown: tuple[str, ...], words: list[str]) -> No
     assert named(Case(name, None, (), "", shown=shown)) == words
 
 
-def test_colours_are_learned_and_only_by_the_eye(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_colours_are_learned_and_only_by_the_eye() -> None:
     """The loss falls below that of knowing how often each word is said."""
-    monkeypatch.setattr(seeing, "TASK_SHARES", {"shape": 1.0})
-    learner = task()
+    learner = task({"shape": 1.0})
     before = {n: w.clone() for n, w in learner.thinker.named_parameters()}
     weights = [w for w in learner.module.parameters() if w.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=3e-3)
@@ -83,8 +84,7 @@ def test_colours_are_learned_and_only_by_the_eye(monkeypatch: pytest.MonkeyPatch
 def test_a_picture_counts_as_right_if_its_words_come_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    learner = task()
-    monkeypatch.setattr(seeing, "TASK_SHARES", {"digit": 1.0})
+    learner = task({"digit": 1.0})
     monkeypatch.setattr(seeing, "NUM_TEST_PICTURES", 4)
 
     def scores(tokens: torch.Tensor, batch: dict) -> torch.Tensor:
@@ -99,23 +99,21 @@ def test_a_picture_counts_as_right_if_its_words_come_first(
     assert learner.evaluate() == {"digit": 0.75}
 
 
-def test_most_pictures_to_learn_from_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    learner = task()
+def test_most_pictures_to_learn_from_are_small() -> None:
     for name in ("shape", "where", "digit"):
-        monkeypatch.setattr(seeing, "TASK_SHARES", {name: 1.0})
+        learner = task({name: 1.0})
         grids = learner.batch(np.random.default_rng(0), 40)["grids"].tolist()
         others = [grid for grid in grids if grid != [1, 4, 4]]  # patches of 14 pixels
         assert 4 < len(others) < 20
         assert all(min(height, width) >= 8 for _, height, width in others)
-    monkeypatch.setattr(seeing, "TASK_SHARES", {"read": 1.0})
+    learner = task({"read": 1.0})
     grids = learner.batch(np.random.default_rng(0), 40)["grids"]
     assert 0.5 < (grids[:, 1] <= 6).float().mean() < 0.9
 
 
-def test_tokens_are_asked_for_things_and_letters(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_are_asked_for_things_and_letters() -> None:
     """Only in pictures that have such; and no word is asked for where a piece of one is shown."""
-    learner = task()
-    monkeypatch.setattr(seeing, "TASK_SHARES", {"read": 0.5, "how many": 0.3, "shape": 0.2})
+    learner = task({"read": 0.5, "how many": 0.3, "shape": 0.2})
     batch = learner.batch(np.random.default_rng(0), 60)
     counts = (batch["grids"].prod(-1) // 4).tolist()
     things, letters = (batch[name].split(counts) for name in ("things", "letters"))
@@ -144,8 +142,7 @@ def test_tokens_are_asked_for_things_and_letters(monkeypatch: pytest.MonkeyPatch
 def test_what_moves_is_shown_by_two_frames_as_films_are_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    learner = task()
-    monkeypatch.setattr(seeing, "TASK_SHARES", {"motion": 1.0})
+    learner = task({"motion": 1.0})
     films = []
     original = cases.film
 
@@ -171,10 +168,9 @@ def test_what_moves_is_shown_by_two_frames_as_films_are_read(
         assert any(np.array_equal(patches, each) for each in cut)
 
 
-def test_some_shades_have_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_some_shades_have_no_name() -> None:
     """A shape that is held out with every colour would be one that is never blue."""
-    learner = task()
-    monkeypatch.setattr(seeing, "TASK_SHARES", {"where": 1.0})
+    learner = task({"where": 1.0})
     batch = learner.batch(np.random.default_rng(0), 200)
     counts = torch.bincount(batch["pictures"]).tolist()
     assert set(counts) == {2, 3} and 15 < counts.count(2) < 60
@@ -183,3 +179,18 @@ def test_some_shades_have_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(np.abs(named - value).max(-1).min() >= 50 for value in values)
     held_out = learner._pictures(np.random.default_rng(0), ["where"] * 50, "test")
     assert set(held_out["pictures"].bincount().tolist()) == {3}
+
+
+def test_letters_come_first() -> None:
+    """Mostly one at a time, and large ones; later whole words in all sizes."""
+    most = {}
+    for look in (LETTERS_FIRST, EVERYTHING):
+        learner = task({"read": 1.0}, look)
+        batch = learner.batch(np.random.default_rng(0), 60)
+        counts = (batch["grids"].prod(-1) // 4).tolist()
+        letters = [int((each > 0).sum()) for each in batch["letters"].split(counts)]
+        most[look.piece_share] = np.median(letters)
+        assert set(look.shares) == set(EVERYTHING.shares)
+        assert sum(look.shares.values()) == pytest.approx(1)
+    assert most[LETTERS_FIRST.piece_share] == 1 and most[EVERYTHING.piece_share] >= 3
+    assert LETTERS_FIRST.least_font > EVERYTHING.least_font

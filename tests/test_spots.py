@@ -48,7 +48,9 @@ def test_things_are_where_their_pixels_are(count: int) -> None:
 @pytest.mark.parametrize("word", WORDS)
 def test_letters_are_where_their_ink_is(word: str, split: Split) -> None:
     for number in range(8):
-        pixels, middles = writing.written(rng_of(word, number), word=word, split=split)
+        pixels, middles = writing.written(
+            rng_of(word, number), word=word, split=split, least_font=14
+        )
         assert len(middles) - len(word) in (0, word.count("ß"))
         assert (np.diff(middles[:, 0]) > 2).all()
         grey = pixels.astype(float) @ writing.BRIGHTNESS
@@ -59,11 +61,12 @@ def test_letters_are_where_their_ink_is(word: str, split: Split) -> None:
 
 
 def test_a_turned_word_takes_its_letters_along(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writing, "LEAST_FONT", 40)
     monkeypatch.setattr(writing, "finish", lambda rng, canvas, split: canvas)
     slopes = []
     for number in range(40):
-        pixels, middles = writing.written(rng_of(number), word="oooooo", split="train")
+        pixels, middles = writing.written(
+            rng_of(number), word="oooooo", split="train", least_font=40
+        )
         away = np.abs(
             pixels.astype(float) @ writing.BRIGHTNESS - np.median(pixels @ writing.BRIGHTNESS)
         )

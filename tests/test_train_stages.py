@@ -41,12 +41,13 @@ SENTENCES = (
     "two, three, four, five, six.", "the capital of france is paris.", "you said: a big horse.",
 )  # fmt: skip
 STEPS = {
-    "tokenizer": 30, "vocoder": 4, "typed": 20, "align": 12, "thinker": 16, "seeing": 16,
-    "dit": 30, "talker": 30,
+    "tokenizer": 30, "vocoder": 4, "typed": 20, "align": 12, "thinker": 16, "letters": 16,
+    "seeing": 16, "dit": 30, "talker": 30,
 }  # fmt: skip
 FIGURES = {
     "tokenizer": "mel", "vocoder": "spectra", "typed": "text", "align": "words",
-    "thinker": "text", "seeing": "words", "dit": "velocity", "talker": "codec",
+    "thinker": "text", "letters": "letters", "seeing": "words", "dit": "velocity",
+    "talker": "codec",
 }  # fmt: skip
 
 

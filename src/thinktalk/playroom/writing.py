@@ -117,14 +117,19 @@ def word_picture(
     rng: np.random.Generator, *, word: str, split: Split, close: bool = False
 ) -> Pixels:
     """One printed word; in the split's fonts. close: little around it."""
-    return written(rng, word=word, split=split, close=close)[0]
+    return written(rng, word=word, split=split, close=close, least_font=LEAST_FONT)[0]
 
 
 def written(
-    rng: np.random.Generator, *, word: str, split: Split, close: bool = False
+    rng: np.random.Generator,
+    *,
+    word: str,
+    split: Split,
+    close: bool = False,
+    least_font: int,
 ) -> tuple[Pixels, Floats]:
-    """The same, and where the letters' middles are: (x, y) [letters,2], those of `word` or, where
-    it is in capitals and an ß became two, one more."""
+    """The same in fonts from so many pixels on, and where the letters' middles are: (x, y)
+    [letters,2], those of `word` or, where it is in capitals and an ß became two, one more."""
     names = TEST_FONTS if split == "test" else TRAIN_FONTS
     if not word.isascii():
         names = tuple(name for name in names if not name.startswith("cm"))  # they lack ä ö ü ß
@@ -132,7 +137,7 @@ def written(
     if split == "train" and rng.random() < 0.25:
         word = word.upper().replace("ẞ", "SS") if rng.random() < 0.5 else word.capitalize()
     height, width = sides(rng)
-    size = int(rng.integers(LEAST_FONT, MOST_FONT + 1))
+    size = int(rng.integers(least_font, MOST_FONT + 1))
     while (box := _font(name, size).getbbox(word))[2] - box[0] > MOST_SIDE - 8:
         size -= 1
     left, top, right, bottom = (round(n) for n in box)

@@ -32,7 +32,7 @@ from thinktalk.train.assemble import adopt, assemble, finish, write_companions
 from thinktalk.train.command import SPARK_STAGES
 from thinktalk.train.conversations import Dialogues
 from thinktalk.train.replies import ReplyTask
-from thinktalk.train.seeing import SeeingTask
+from thinktalk.train.seeing import EVERYTHING, LETTERS_FIRST, Look, SeeingTask
 from thinktalk.train.speech import DiTTask, TokenizerTask, VocoderTask
 from thinktalk.train.streams import Stream, codec_ids, open_streams
 from thinktalk.train.thinker import ThinkerTask
@@ -44,8 +44,11 @@ REPLIES, QUESTIONS, TEST_QUESTIONS = "replies_train", "questions_train", "questi
 NUM_REPLIES, NUM_QUESTIONS, NUM_TEST_QUESTIONS = 40_000, 14_000, 800
 DATA_SEED = 0
 # On CPUs two lanes run side by side, one thread each; a stage waits for what it builds on.
-LANES = (("tokenizer", "typed", "align", "thinker", "talker"), ("vocoder", "dit", "seeing"))
-BUILDS_ON = {"dit": ("tokenizer",), "seeing": ("thinker",)}
+LANES = (
+    ("tokenizer", "typed", "align", "thinker", "talker"),
+    ("vocoder", "dit", "letters", "seeing"),
+)
+BUILDS_ON = {"dit": ("tokenizer",), "letters": ("thinker",)}
 SPOKEN_SHARE = 0.6  # of the Thinker's batches
 POLL_S = 10
 # glibc gives large blocks back to the system after every step; to keep them saves 10 to 20 %
@@ -197,10 +200,20 @@ def _thinker(stage: Path) -> Thinker:
     return thinker
 
 
+def _letters_task(data: Path, run: Path) -> SeeingTask:
+    return _looking(LETTERS_FIRST, run)
+
+
 def _seeing_task(data: Path, run: Path) -> SeeingTask:
+    task = _looking(EVERYTHING, run)
+    adopt(task.module, run / "letters")
+    return task
+
+
+def _looking(look: Look, run: Path) -> SeeingTask:
     text = run / "text"
-    thinker = _thinker(run / "thinker")
-    return SeeingTask(thinker, Tokenizer.from_folder(text), Processor.from_folder(text))
+    tokenizer, processor = Tokenizer.from_folder(text), Processor.from_folder(text)
+    return SeeingTask(_thinker(run / "thinker"), tokenizer, processor, look)
 
 
 def _talker_task(data: Path, run: Path) -> ReplyTask:
@@ -238,6 +251,7 @@ STAGES: dict[str, tuple[Callable[[], Stage], Callable[[Path, Path], Task]]] = {
     "typed": (spark.typed, _typed_task),
     "align": (spark.align, _align_task),
     "thinker": (spark.thinker, _thinker_task),
+    "letters": (spark.letters, _letters_task),
     "seeing": (spark.seeing, _seeing_task),
     "dit": (spark.dit, _dit_task),
     "talker": (spark.talker, _talker_task),

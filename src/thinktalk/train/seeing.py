@@ -8,7 +8,7 @@ Shapes: n tokens of B pictures, V text tokens.
 """
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,21 +29,42 @@ from thinktalk.train.losses import side_by_side
 from thinktalk.train.spots import NAMES, Spots, letters_in, nothing, things_in
 from thinktalk.train.trainer import Task, to_device
 
-# Shares of the pictures. "where" also brings together the colours and shapes that no picture of
-# "shape" does. Its place is worth learning here: though positions are relative, how much of the
-# attention finds nothing on one side tells how near an edge is, and a decoder that has to work out
-# places by itself from the positions of tokens took hours without beginning to.
-# What moves is seen in two frames, as one pair of a film holds them.
-TASK_SHARES = {
-    "shape": 0.1, "where": 0.1, "digit": 0.2, "how many": 0.2, "motion": 0.15, "read": 0.25,
-}  # fmt: skip
+
+@dataclass(frozen=True)
+class Look:
+    """Which pictures a stage draws: shares of tasks; how many letters of a word may be shown, and
+    how often not all are; fonts from so many pixels on."""
+
+    shares: dict[str, float]
+    pieces: tuple[int, ...]
+    piece_share: float
+    least_font: int = writing.LEAST_FONT
+
+
+# "where" also brings together the colours and shapes that no picture of "shape" does. Its place is
+# worth learning here: though positions are relative, how much of the attention finds nothing on one
+# side tells how near an edge is, and a decoder that has to work out places by itself from the
+# positions of tokens took hours without beginning to. What moves is seen in two frames, as one pair
+# of a film holds them.
+EVERYTHING = Look(
+    {"shape": 0.1, "where": 0.14, "digit": 0.12, "how many": 0.14, "motion": 0.14, "read": 0.36},
+    pieces=(1, 2, 3),
+    piece_share=0.3,
+)
+# An encoder that was shown whole words in all sizes at once had not told one letter from another
+# after hours; shown single large letters it does within minutes.
+LETTERS_FIRST = Look(
+    {"shape": 0.1, "where": 0.12, "digit": 0.1, "how many": 0.12, "motion": 0.14, "read": 0.42},
+    pieces=(1, 1, 1, 2),
+    piece_share=0.9,
+    least_font=18,
+)
 # Most pictures of one thing are small: what fills four tokens costs a tenth of what lies somewhere
 # among forty. The others teach it to put together what lies in several windows of the encoder.
 CLOSE_SHARE = 0.7
 # What is held out are pairs of colour and shape: a shade without a name has no partner.
 ANY_COLOUR_SHARE = 0.25
 STILL = "stays still"
-PIECES, PIECE_SHARE = (1, 1, 1, 2, 2, 3), 0.2  # letters of a word; how often not all are shown
 SPOTS_WEIGHT = 1.0
 NUM_TEST_PICTURES = 48  # of every task
 
@@ -58,15 +79,23 @@ class SeeingTask(Task):
     and of writing each token shall tell, too, what lies in its own square.
     """
 
-    def __init__(self, thinker: Thinker, tokenizer: Tokenizer, processor: Processor):
+    def __init__(
+        self,
+        thinker: Thinker,
+        tokenizer: Tokenizer,
+        processor: Processor,
+        look: Look = EVERYTHING,
+    ):
         thinker.requires_grad_(False)
         thinker.visual.requires_grad_(True)
         self.spots = Spots(thinker.config.text_config.hidden_size)
         self.module = nn.ModuleDict({"thinker": thinker, "spots": self.spots})
         self.thinker, self.tokenizer, self.processor = thinker, tokenizer, processor
+        self.look = look
 
     def batch(self, rng: np.random.Generator, size: int) -> dict[str, Any]:
-        drawn = rng.choice(list(TASK_SHARES), size=size, p=list(TASK_SHARES.values()))
+        shares = self.look.shares
+        drawn = rng.choice(list(shares), size=size, p=list(shares.values()))
         return self._pictures(rng, [str(task) for task in drawn], "train")
 
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -83,7 +112,7 @@ class SeeingTask(Task):
     def evaluate(self) -> dict[str, float]:
         """The share of held-out pictures of every task whose words, and no others, are named."""
         device, figures = self.thinker.lm_head.weight.device, {}
-        for number, task in enumerate(TASK_SHARES):
+        for number, task in enumerate(self.look.shares):
             rng = np.random.default_rng(number)
             batch = to_device(self._pictures(rng, [task] * NUM_TEST_PICTURES, "test"), device)
             scores = self._scores(self._tokens(batch), batch)
@@ -109,9 +138,11 @@ class SeeingTask(Task):
     def _pictures(self, rng: np.random.Generator, tasks: list[str], split: Split) -> dict[str, Any]:
         asked = [senses.sample(rng, split=split, task=task) for task in tasks]
         if split == "train":
-            asked = [_alone(rng, case) for case in asked]
-        rate = self.processor.video_fps
-        drawn = [_frames(rng, case, split, rate=rate) for case in asked]
+            asked = [_alone(rng, case, self.look) for case in asked]
+        drawn = [
+            _frames(rng, case, split, look=self.look, rate=self.processor.video_fps)
+            for case in asked
+        ]
         seen = [self._cut(frames) for frames, _ in drawn]
         spots = [
             self._spots(case, frames, middles, grid)
@@ -148,12 +179,12 @@ class SeeingTask(Task):
         return spots | {"letters": letters_in(word, middles, size, grid, self.processor)}
 
 
-def _alone(rng: np.random.Generator, case: Case) -> Case:
+def _alone(rng: np.random.Generator, case: Case, look: Look) -> Case:
     """The case, or less of it to name: things are easier to tell apart where they stand alone."""
     match case.task, case.shown:
-        case "read", (word,) if rng.random() < PIECE_SHARE:
+        case "read", (word,) if rng.random() < look.piece_share:
             start = rng.integers(len(word))
-            return replace(case, shown=(word[start : start + rng.choice(PIECES)],))
+            return replace(case, shown=(word[start : start + rng.choice(look.pieces)],))
         case "shape" | "where" | "how many" | "motion", (_, shape, *rest) if (
             shape != senses.ANY_SHAPE and rng.random() < ANY_COLOUR_SHARE
         ):
@@ -162,7 +193,7 @@ def _alone(rng: np.random.Generator, case: Case) -> Case:
 
 
 def _frames(
-    rng: np.random.Generator, case: Case, split: Split, *, rate: float
+    rng: np.random.Generator, case: Case, split: Split, *, look: Look, rate: float
 ) -> tuple[Pixels, Floats | None]:
     """uint8 [1,H,W,3], or [2,H,W,3] of the middle of a film, where nothing pauses; and the middles
     of counted things or of letters, (x, y) [k,2].
@@ -178,7 +209,10 @@ def _frames(
             )
             return picture[None], middles
         case "read", (word,):
-            picture, middles = writing.written(rng, word=word, split=split, close=close)
+            least = look.least_font if split == "train" else writing.LEAST_FONT
+            picture, middles = writing.written(
+                rng, word=word, split=split, close=close, least_font=least
+            )
             return picture[None], middles
         case "motion", _:
             return _two_frames(rng, case, split, rate=rate), None

@@ -176,11 +176,16 @@ def thinker() -> Stage:
     return replace(typed(), name="thinker", steps=3000, ema=0.998)
 
 
-def seeing() -> Stage:
-    """The vision encoder alone, towards the names of what pictures show."""
+def letters() -> Stage:
+    """The vision encoder alone, towards the names of what pictures show; of writing, letters."""
     return Stage(
-        "seeing", steps=20_000, learning_rate=2e-3, batch_size=64, weight_decay=0.01, ema=0.998
+        "letters", steps=8000, learning_rate=2e-3, batch_size=64, weight_decay=0.01, ema=0.998
     )
+
+
+def seeing() -> Stage:
+    """The same with whole words."""
+    return replace(letters(), name="seeing", steps=16_000)
 
 
 def talker() -> Stage:
