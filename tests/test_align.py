@@ -73,7 +73,7 @@ def test_a_row_counts_as_right_if_every_sound_has_its_name(
     """Perfect ears get 1, those that say "bell" once 0 or what one bell is worth."""
     monkeypatch.setattr(align, "TEST_CLIPS", 6)
     bell = [task.transcriber.tokenizer.encode(" bell")[0] + 1]
-    wanted: list[list[int]] = []
+    wanted: list[list[list[int]]] = []
 
     def remembered(texts: list[str], rows: list[list[str]]) -> dict[str, torch.Tensor]:
         targets = original(texts, rows)

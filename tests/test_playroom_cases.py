@@ -11,6 +11,7 @@ from thinktalk.media.video import load_video
 from thinktalk.playroom import cases, films, senses, speech, talk, writing
 from thinktalk.playroom.cases import Example, make
 from thinktalk.playroom.talk import Split
+from thinktalk.playroom.words import COUNTED_SOUNDS, NUMBERS
 
 PAGE = [
     ("shape", ("red", "circle"), "what do you see?", "i see a red circle."),
@@ -331,3 +332,27 @@ def test_tests_are_spread_evenly_and_unknown_tasks_refused() -> None:
     assert set(drawn) == set(cases.TASKS) and max(drawn.values()) < 60
     with pytest.raises(ValueError, match="unknown playroom task 'sing'"):
         make(seed=0, split="test", number=0, task="sing")
+
+
+def test_some_sounds_are_counted_in_writing() -> None:
+    """Typed train questions alone; every name stands as often as it would sound."""
+    told = Counter()
+    for number in range(120):
+        example = make(seed=9, split="train", number=number, task="how often", asked="typed")
+        if any(part["type"] == "audio" for part in parts(example)):
+            told["heard"] += 1
+            continue
+        told["written"] += 1
+        text = example.messages[-1]["content"][-1]["text"].lower()
+        names = [word.strip(".,?") for word in text.split()]
+        kind, number_word, *_ = example.case.shown
+        count = sum(names.count(name) for name in COUNTED_SOUNDS if kind in (name, "sound"))
+        spare = count - NUMBERS.index(number_word)
+        assert spare in (0, 1), (text, example.case.answer)  # "how many beep sounds"
+    assert 15 < told["written"] < 60
+    for number in range(12):
+        others = (
+            make(seed=9, split="test", number=number, task="how often", asked="typed"),
+            make(seed=9, split="train", number=number, task="how often", asked="spoken"),
+        )
+        assert all(any(part["type"] == "audio" for part in parts(other)) for other in others)

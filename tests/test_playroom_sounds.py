@@ -147,7 +147,7 @@ def test_repeated_events_can_be_counted(
         return original(events, seconds=seconds)
 
     monkeypatch.setattr(sounds, "place", place)
-    wave = sounds.repeated(sound, count=count, rng=np.random.default_rng([count, len(sound)]))
+    wave = sounds.row([sound] * count, rng=np.random.default_rng([count, len(sound)]))
     assert len(placed) == count and len(wave) < 10 * HZ
     for (before_s, one), (onset_s, _) in pairwise(placed):
         assert onset_s - before_s - len(one) / HZ >= 0.2
@@ -169,7 +169,8 @@ def test_several_kinds_stand_in_one_recording(count: int, monkeypatch: pytest.Mo
     monkeypatch.setattr(sounds, "make", make)
     for seed in range(5):
         kinds.clear()
-        wave = sounds.mixed(count=count, rng=np.random.default_rng(seed))
+        rng = np.random.default_rng(seed)
+        wave = sounds.row(sounds.any_kinds(count=count, rng=rng), rng=rng)
         assert min(count, 2) <= len(kinds) == len(set(kinds)) <= count
         assert set(kinds) <= set(COUNTED_SOUNDS) and len(wave) < 10 * HZ
 

@@ -103,7 +103,7 @@ def test_both_are_learned_from_tokens_that_are_asked() -> None:
     before = spots.losses(tokens, asked)
     for _ in range(60):
         optimizer.zero_grad()
-        sum(spots.losses(tokens, asked).values()).backward()
+        torch.stack(list(spots.losses(tokens, asked).values())).sum().backward()
         optimizer.step()
     after = spots.losses(tokens, asked)
     assert all(after[name] < 0.1 * before[name] for name in before)

@@ -42,6 +42,7 @@ CUT_AT = (0.3, 0.7)  # of their length
 BEFOREHAND_SHARE = 0.3  # of train cases: media in a message of their own, as clients show them
 # Of transcribe cases: questions and answers about media, which every page shows as they are said.
 OVERHEARD_SHARES: dict[Split, float] = {"train": 0.3, "test": 0.15}
+WRITTEN_SHARE = 0.3  # of train cases that count sounds
 CHAT_SHARE = 0.2  # of train cases that stand in a longer conversation
 CHAT_TASKS = ("greet", "add", "subtract", "multiply", "opposite", "german", "capital", "count")
 NO_CHAT = ("tool", "transcribe")  # their system prompts are about nothing else
@@ -112,7 +113,10 @@ def make(
     _fill_in(messages, clips)
     question = messages[-1]["content"].pop()["audio"] if asked == "inside" else None
     shown: tuple[Film, ...] = ()
-    if medium:
+    if split == "train" and asked == "typed" and _in_writing(rngs[1], case):
+        part = messages[-1]["content"][0]
+        part["text"] = _with_names(rngs[1], part["text"], counted(rngs[1], case))
+    elif medium:
         part, shown = _media_part(rngs[1], case, split, question)
         place = first + sum(message["role"] == "system" for message in messages)
         asks = messages[place]["content"]
@@ -205,13 +209,18 @@ def recording(rng: np.random.Generator, case: Case) -> Samples:
     """What is heard in a case with a sound."""
     if case.task == "sound":
         return sounds.single(case.shown[0], rng=rng)
+    return sounds.row(counted(rng, case), rng=rng)
+
+
+def counted(rng: np.random.Generator, case: Case) -> list[str]:
+    """The sounds of a case of "how often", in their order."""
     kind, number, *others = case.shown
     count = NUMBERS.index(number)
     if kind == senses.ANY_SOUND:
-        return sounds.mixed(count=count, rng=rng)
+        return sounds.any_kinds(count=count, rng=rng)
     if others:
         return sounds.among(kind, count=count, other=others[0], rng=rng)
-    return sounds.repeated(kind, count=count, rng=rng)
+    return [kind] * count
 
 
 def film(
@@ -294,6 +303,17 @@ def _media_part(
         return {"type": "audio", "audio": from_int16(to_int16(recording(rng, case)))}, ()
     made = film(rng, case, split, question=question)
     return {"type": "video", "video": made.mp4()}, (made,)
+
+
+def _in_writing(rng: np.random.Generator, case: Case) -> bool:
+    """Whether sounds are not heard but named, each as often as it sounds: a decoder counts words
+    long before it counts what an ear makes of sounds, and the ear learns to say these words."""
+    return case.task == "how often" and rng.random() < WRITTEN_SHARE
+
+
+def _with_names(rng: np.random.Generator, question: str, kinds: list[str]) -> str:
+    names = str(rng.choice((" ", ", "))).join(kinds)
+    return f"{names}. {question}" if rng.random() < 0.7 else f"{question} {names}"
 
 
 def _joined(rng: np.random.Generator, content: Any) -> Any:

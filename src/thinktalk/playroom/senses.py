@@ -45,6 +45,8 @@ MOST_SHAPES, EVENTS = 9, NUMBERS[1:7]
 # some are asked for one.
 BACKWARDS_SHARE = 0.3
 ANY_SHAPE, ANY_SOUND, NO_PARTNER_SHARE = "shape", "sound", 0.4
+# With 0.4 a model counted 92 % of trained rows and 35 % of held-out ones: never by the true number.
+NO_PARTNER_SHARES = {"how often": 0.85}
 FOLLOW_UPS = {"its colour": "it is {colour}.", "its shape": "it is {shape}."}
 
 
@@ -59,7 +61,8 @@ def sample(rng: np.random.Generator, *, split: Split, task: str | None = None) -
     if task not in TASK_WEIGHTS:
         raise ValueError(f"unknown playroom task {task!r}: choose one of {', '.join(TASKS)}")
     options = shown(split, task)
-    if split == "train" and task in _NO_PARTNER and rng.random() < NO_PARTNER_SHARE:
+    without = NO_PARTNER_SHARES.get(task, NO_PARTNER_SHARE)
+    if split == "train" and task in _NO_PARTNER and rng.random() < without:
         options = _NO_PARTNER[task]
     words = options[rng.integers(len(options))]
     if split == "test":

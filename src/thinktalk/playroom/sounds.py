@@ -1,7 +1,7 @@
 """The eight sounds of the playroom, synthesised: a random generator in, float32 at 16 kHz out.
 
 `make` gives one event with peak 1; `place` puts events on a silent track; `record` gives a track
-the level, the noise and the light reverberation of a recording.
+the level, the noise and the light reverberation of a recording; `single` and `row` do all that.
 """
 
 from collections.abc import Callable, Sequence
@@ -60,28 +60,23 @@ def single(sound: str, *, rng: np.random.Generator) -> Samples:
     return record(place([(float(before), event)], seconds=seconds), rng=rng)
 
 
-def repeated(sound: str, *, count: int, rng: np.random.Generator) -> Samples:
-    """A recording of `count` events of one kind, as alike as a bell is to itself."""
-    return _in_a_row([make(sound, rng=rng, longest_s=LONGEST_COUNTED_S)] * count, rng=rng)
-
-
-def mixed(*, count: int, rng: np.random.Generator) -> Samples:
-    """A recording of `count` events of several kinds; one has only one, of course."""
+def any_kinds(*, count: int, rng: np.random.Generator) -> list[str]:
+    """`count` sounds of several kinds; one has only one, of course."""
     while True:
         kinds = [str(kind) for kind in rng.choice(list(COUNTED_SOUNDS), size=count)]
         if count == 1 or len(set(kinds)) > 1:
-            break
-    return row(kinds, rng=rng)
+            return kinds
 
 
-def among(sound: str, *, count: int, other: str, rng: np.random.Generator) -> Samples:
-    """A recording of `count` events of a sound with one to three of another between or around."""
+def among(sound: str, *, count: int, other: str, rng: np.random.Generator) -> list[str]:
+    """`count` times a sound, with one to three of another between or around."""
     kinds = [sound] * count + [other] * int(rng.integers(1, 4))
-    return row([str(kind) for kind in rng.permutation(kinds)], rng=rng)
+    return [str(kind) for kind in rng.permutation(kinds)]
 
 
 def row(kinds: Sequence[str], *, rng: np.random.Generator) -> Samples:
-    """A recording of these events, one after the other; those of a kind are alike."""
+    """A recording of these sounds, one after the other; of a kind they are as alike as a bell is
+    to itself."""
     events = {kind: make(kind, rng=rng, longest_s=LONGEST_COUNTED_S) for kind in sorted(set(kinds))}
     return _in_a_row([events[kind] for kind in kinds], rng=rng)
 
