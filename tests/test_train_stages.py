@@ -46,7 +46,7 @@ STEPS = {
 }  # fmt: skip
 FIGURES = {
     "tokenizer": "mel", "vocoder": "spectra", "typed": "text", "align": "words",
-    "thinker": "text", "letters": "letters", "seeing": "words", "dit": "velocity",
+    "thinker": "text", "letters": "letters", "seeing": "things", "dit": "velocity",
     "talker": "codec",
 }  # fmt: skip
 
@@ -140,7 +140,10 @@ def test_the_lessons_follow_one_another_to_the_shipped_form(
     short = {name: replace(one, changes=few) for name, one in lessons.lessons().items()}
     monkeypatch.setattr(lessons, "lessons", lambda: short)
     sets = {"cases": {"num_cases": 6, "speak": False}, "replies": {"num_cases": 8}}
-    sets |= {name: lessons.SETS[name] | {"num_cases": 4} for name in ("sentences", "prompts")}
+    sets |= {
+        name: lessons.SETS[name] | {"num_cases": 4}
+        for name in ("heard", "counted", "sentences", "prompts")
+    }
     monkeypatch.setattr(
         lessons, "SETS", {n: {"seed": 1, "workers": 1} | o for n, o in sets.items()}
     )

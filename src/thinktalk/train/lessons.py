@@ -24,6 +24,21 @@ BASE = "base"
 # Sets of rows, as `thinktalk train cases` makes them.
 SETS: dict[str, dict[str, Any]] = {
     "cases": {"seed": 1, "num_cases": 40_000, "speak": False},
+    # What is learned last: any words in any order, who speaks, and how many.
+    "heard": {
+        "seed": 5,
+        "num_cases": 20_000,
+        "tasks": ("repeat", "dictation", "transcribe", "who"),
+        "asked": "spoken",
+        "speak": False,
+    },
+    "counted": {
+        "seed": 6,
+        "num_cases": 15_000,
+        "tasks": ("how often", "how many", "digit", "who"),
+        "asked": "typed",
+        "speak": False,
+    },
     "replies": {"seed": 3, "num_cases": 20_000},
     "sentences": {
         "seed": 4,
@@ -59,7 +74,7 @@ def lessons() -> dict[str, Lesson]:
     # eye names; both at once, and the eye unlearns what the decoder does not read yet.
     small = {"batch_tokens": 2048, "ema": 0.998, "warmup_steps": 200, "steady": 2.0}
     reading = {"steps": 12_000, "learning_rate": 6e-4, "frozen": ("thinker.visual.*",)}
-    omni = Lesson("omni", ("cases",), small | reading)
+    omni = Lesson("omni", ("cases", "heard", "counted"), small | reading)
     return {
         "omni": omni,
         "long": Lesson(
