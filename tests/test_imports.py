@@ -67,7 +67,7 @@ TABLE = {
         " train.speaking train.replies train.preference train.candidates train.recordings"
         " train.discriminators train.enrol train.speech_stages train.speech_courses"
         " train.speech_command train.takes train.untrained train.spelling train.seeing train.ears"
-        " train.lessons"
+        " train.lessons train.spots"
         " train.assemble train.conversations train.talker train.thinker train.align train.plot",
         GENERATE + " generate playroom parallel adapters eval.metrics",
         "",
