@@ -105,7 +105,8 @@ class AlignTask(Task):
         losses, right = self._measured(batch)
         asked = [senses.sample(rng, split="test", task="how often") for _ in range(TEST_CLIPS)]
         mels = [_mel(cases.recording(rng, case)) for case in asked]
-        counted = self._measured(self._tensors(mels, [], [_names(case.shown) for case in asked]))[1]
+        names = [cases.counted(rng, case) for case in asked]
+        counted = self._measured(self._tensors(mels, [], names))[1]
         return losses | {"right": right, "counted": counted}
 
     def _measured(self, batch: dict[str, Any]) -> tuple[dict[str, float], float]:
@@ -192,17 +193,14 @@ def _row_of_sounds(rng: np.random.Generator) -> tuple[list[str], Samples]:
         return [name], sounds.single(name, rng=rng)
     if drawn < ONE_SHARE + OTHERS_SHARE:
         kinds = rng.choice(SOUNDS, size=int(rng.integers(2, MOST_KINDS + 1)), replace=False)
-        names = [str(kind) for kind in rng.choice(kinds, size=int(rng.integers(3, 7)))]
+        more = rng.choice(kinds, size=int(rng.integers(3, 7)) - len(kinds))
+        # every kind is heard: a row of one kind may be held out
+        names = [str(name) for name in rng.permutation([*kinds, *more])]
         return names, sounds.row(names, rng=rng)
     options = senses.shown("train", "how often")
-    names = _names(options[rng.integers(len(options))])
+    sound, number = options[rng.integers(len(options))]
+    names = [sound] * NUMBERS.index(number)
     return names, sounds.row(names, rng=rng)
-
-
-def _names(shown: tuple[str, ...]) -> list[str]:
-    """What is heard in a case of "how often": so many times the name."""
-    sound, number = shown
-    return [sound] * NUMBERS.index(number)
 
 
 def _mel(samples: Samples) -> Mel:
@@ -231,7 +229,7 @@ def _write_mels(path: Path, corpus: Corpus, clips: list[dict], total: int) -> No
     )
     at = 0
     for clip in tqdm(clips, desc="log-mels of the questions"):
-        mel = log_mel(corpus.clip(clip), maximum="running").T
+        mel = _mel(corpus.clip(clip)).T
         mels[at : at + len(mel)] = mel
         at += len(mel)
     assert at == total, (at, total)
