@@ -42,11 +42,11 @@ SENTENCES = (
 )  # fmt: skip
 STEPS = {
     "tokenizer": 30, "vocoder": 4, "typed": 20, "align": 12, "thinker": 16, "letters": 16,
-    "seeing": 16, "dit": 30, "talker": 30,
+    "seeing": 40, "dit": 30, "talker": 30,
 }  # fmt: skip
 FIGURES = {
     "tokenizer": "mel", "vocoder": "spectra", "typed": "text", "align": "words",
-    "thinker": "text", "letters": "letters", "seeing": "things", "dit": "velocity",
+    "thinker": "text", "letters": "letters", "seeing": "words", "dit": "velocity",
     "talker": "codec",
 }  # fmt: skip
 
